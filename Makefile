@@ -1,0 +1,57 @@
+# Everything a developer does starts here; `make` alone lists it.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test bench lint format samples clean
+
+BUNDLE := models/build/ppocr-v4-x86_64-fp32
+RECIPE := models/ppocr-v4.toml
+CONVERT = .venv/bin/edge-ocr convert $(RECIPE) --target x86_64 --precision fp32
+BENCH_ARGS ?=
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv with the agent; quick when it is up to date
+	@sh scripts/setup.sh agent
+
+demo: ## set up, convert PP-OCRv4, read samples/ and draw boxes into build/demo
+	@sh scripts/setup.sh agent convert
+	$(CONVERT)
+	@rm -rf build/demo
+	.venv/bin/edge-ocr read samples --text --overlay build/demo --bundle $(BUNDLE)
+	@echo && echo "Pictures with boxes:" && ls build/demo/*
+
+test: ## set up, lint, check types, run the tests
+	@sh scripts/setup.sh agent convert,onnx,dev
+	@$(MAKE) --no-print-directory lint
+	@test -e $(BUNDLE)/bundle.toml || $(CONVERT)
+	.venv/bin/python -m pytest -q </dev/null
+
+bench: ## measure against RapidOCR, installed beside; BENCH_ARGS="..." goes to edge-ocr bench
+	@sh scripts/setup.sh agent convert
+	@sh scripts/setup.sh peer .venv-rapidocr-v4 tests/bench/rapidocr-v4.txt
+	@sh scripts/setup.sh peer .venv-rapidocr tests/bench/rapidocr.txt
+	@test -e $(BUNDLE)/bundle.toml || $(CONVERT)
+	.venv/bin/edge-ocr bench $(BENCH_ARGS)
+
+lint: ## check style, formatting and types
+	@sh scripts/setup.sh agent convert,onnx,dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: ## put the sources into the house's format
+	@sh scripts/setup.sh agent convert,onnx,dev
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+samples: ## draw samples/ anew (needs the fonts of Debian's fonts-noto-cjk)
+	@sh scripts/setup.sh agent convert,onnx,dev
+	.venv/bin/python scripts/draw_samples.py
+
+clean: ## remove all that make has made, environments and bundles too
+	rm -rf .venv .venv-rapidocr-v4 .venv-rapidocr build dist models/build
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find agent converters scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

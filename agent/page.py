@@ -1,0 +1,98 @@
+"""The values that pass between the parts: Frame, TextLine, PageResult; and their JSON, both ways."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from agent.errors import FrameError
+
+SCHEMA = 1
+
+Pixels = npt.NDArray[np.uint8]
+Point = tuple[float, float]
+Quad = tuple[Point, Point, Point, Point]
+"""Four corners (x, y) in frame pixels: top left, top right, bottom right, bottom left of the text as it is read."""
+
+Score = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """One picture to read.
+
+    Attributes:
+        key: stable identity, such as a content hash.
+        source: configured name of the source, or the path as given.
+        pixels: uint8 (height, width, 3), BGR; may be smaller than the picture by `shrink`.
+        width: width of the picture in its own pixels, upright as EXIF says.
+        height: height of the picture in its own pixels.
+        taken_at: Unix seconds, UTC.
+    """
+
+    key: str
+    source: str
+    pixels: Pixels
+    width: int
+    height: int
+    taken_at: float = 0.0
+
+
+class TextLine(msgspec.Struct, frozen=True):
+    """One line of text.
+
+    Attributes:
+        text: what was read, Unicode as the dictionary has it.
+        score: mean probability of its characters, 0..1.
+        quad: corners in frame pixels, in reading direction.
+        box_score: mean text probability inside the detected box, 0..1.
+    """
+
+    text: str
+    score: Score
+    quad: Quad
+    box_score: Score = 0.0
+
+
+class PageResult(msgspec.Struct, frozen=True):
+    """What was read on one page. A blank page has no lines; a page that failed has an `error`."""
+
+    image: str
+    width: int
+    height: int
+    lines: tuple[TextLine, ...] = ()
+    seconds: float = 0.0
+    timings_ms: dict[str, float] = {}  # noqa: RUF012  msgspec copies empty defaults
+    bundle: str = ""
+    direction: int = 0
+    error: str | None = None
+    reason: str | None = None
+    schema: int = SCHEMA
+
+
+_decoder = msgspec.json.Decoder(PageResult)
+
+
+def to_json(page: PageResult) -> bytes:
+    """Return a page as one line of JSON, schema number first."""
+    fields = {"schema": page.schema, **{f: getattr(page, f) for f in page.__struct_fields__ if f != "schema"}}
+    if page.error is None:
+        del fields["error"], fields["reason"]
+    return msgspec.json.encode(fields)
+
+
+def from_json(line: bytes) -> PageResult:
+    """Return the page in one line of JSON.
+
+    Raises:
+        FrameError: not JSON of this form, or of a newer schema.
+    """
+    try:
+        page = _decoder.decode(line)
+    except msgspec.MsgspecError as error:
+        raise FrameError("json", f"not a page result: {error}") from error
+    if page.schema > SCHEMA:
+        raise FrameError("schema", f"page result has schema {page.schema}; this version reads up to {SCHEMA}")
+    return page

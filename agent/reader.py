@@ -1,0 +1,225 @@
+"""Reader: one frame in, one page of text out, inside a memory budget."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+
+import msgspec
+import numpy as np
+
+from agent import detect, image, memory, orient, recognize
+from agent.bundle import Detector, ModelBundle, Recognizer
+from agent.engines import Engine, EngineSettings, open_engine
+from agent.page import Frame, PageResult, Pixels, Quad, TextLine
+
+
+class ReaderSettings(msgspec.Struct, frozen=True):
+    """How to read.
+
+    Attributes:
+        memory_mb: what the whole process may have resident.
+        min_score: lines read with less are dropped (PP-OCR's bound).
+        short_side_px: pictures are enlarged for the detector until their shorter side has this many pixels.
+        long_side_px: and reduced until the longer one has at most this many.
+        engine: which runtime, and its threads.
+    """
+
+    memory_mb: int = 250
+    min_score: float = 0.5
+    short_side_px: int = 736
+    long_side_px: int = 2000
+    engine: EngineSettings = EngineSettings()
+
+
+# Lines read with this score are right way up: no other direction is tried.
+SURE = 0.8
+SAMPLE_LINES = 4
+
+
+class _Line(msgspec.Struct, frozen=True):
+    """A detected line: its quad as detected, upright on the picture, in pixels of the frame's array."""
+
+    quad: Quad
+    box_score: float
+
+
+class _Found(msgspec.Struct, frozen=True):
+    line: _Line
+    quarters: int
+    text: str
+    score: float
+
+
+class Reader:
+    """Reads frames with the models of a bundle. Not safe for use by several threads at once."""
+
+    def __init__(self, bundle: ModelBundle, settings: ReaderSettings) -> None:
+        """Load the models.
+
+        Raises:
+            EngineError: no runtime for this bundle.
+            BudgetError: the memory limit is too small for any page.
+        """
+        self.bundle = bundle
+        self.settings = settings
+        self._det_spec: Detector = bundle.manifest.det
+        self._rec_spec: Recognizer = bundle.manifest.rec
+        self._det: Engine = open_engine(bundle, "det", settings.engine)
+        self._rec: Engine = open_engine(bundle, "rec", settings.engine)
+        self.budget = memory.Budget.plan(settings.memory_mb, memory.resident_bytes())
+
+    def close(self) -> None:
+        """Give the models back."""
+        self._det.close()
+        self._rec.close()
+
+    def read(self, frame: Frame) -> PageResult:
+        """Return the text of a frame, in reading order."""
+        began = time.perf_counter()
+        timings: dict[str, float] = {}
+        with _timed(timings, "det"):
+            lines = self._detect(frame.pixels)
+            self._det.release()
+        with _timed(timings, "rec"):
+            found = self._recognize(frame.pixels, lines)
+            self._rec.release()
+            memory.trim()
+        kept = [f for f in found if f.score >= self.settings.min_score and f.text.strip()]
+        fx, fy = frame.width / frame.pixels.shape[1], frame.height / frame.pixels.shape[0]
+        text_lines = tuple(_text_line(f, fx, fy) for f in kept)
+        order = orient.reading_order([line.quad for line in text_lines])
+        return PageResult(
+            image=frame.source,
+            width=frame.width,
+            height=frame.height,
+            lines=tuple(text_lines[i] for i in order),
+            seconds=round(time.perf_counter() - began, 4),
+            timings_ms=timings,
+            bundle=self.bundle.label,
+            direction=90 * _main_direction(kept),
+        )
+
+    # ------------------------------------------------------------------------------------------- detection
+
+    def _detect(self, pixels: Pixels) -> list[_Line]:
+        """Find the lines of a picture, in its pixels."""
+        height, width = pixels.shape[:2]
+        scale = self._detector_scale(width, height)
+        small = image.scaled(pixels, max(1, round(width * scale)), max(1, round(height * scale)))
+        spec = self._det_spec
+        boxes = detect.find_boxes(
+            self._probability(small),
+            threshold=spec.threshold,
+            box_threshold=spec.box_threshold,
+            unclip_ratio=spec.unclip_ratio,
+        )
+        fx, fy = width / small.shape[1], height / small.shape[0]
+        return [_Line(_clipped(_scaled(box.quad, fx, fy), width, height), box.score) for box in boxes]
+
+    def _detector_scale(self, width: int, height: int) -> float:
+        short, long = min(width, height), max(width, height)
+        scale = max(1.0, self.settings.short_side_px / short)
+        return min(scale, self.settings.long_side_px / long)
+
+    def _probability(self, pixels: Pixels) -> detect.ProbabilityMap:
+        """Return the text probability of every pixel, uint8; tiles meet in the middle of their overlap."""
+        height, width = pixels.shape[:2]
+        whole = np.zeros((height, width), np.uint8)
+        for piece in image.tile(width, height, max_px=self.budget.tile_px, multiple=self._det_spec.multiple):
+            tensor = image.to_tensor(image.window(pixels, piece), self._det_spec.mean, self._det_spec.std)
+            output = self._det.run(tensor)[0, 0]
+            rows, columns = slice(piece.keep_top, piece.keep_bottom), slice(piece.keep_left, piece.keep_right)
+            kept = output[
+                piece.keep_top - piece.top : piece.keep_bottom - piece.top,
+                piece.keep_left - piece.left : piece.keep_right - piece.left,
+            ]
+            whole[rows, columns] = kept * 255
+        return whole
+
+    # ----------------------------------------------------------------------------------------- recognition
+
+    def _recognize(self, pixels: Pixels, lines: Sequence[_Line]) -> list[_Found]:
+        """Read every line, in whichever direction reads best."""
+        if not lines:
+            return []
+        base = 1 if orient.runs_down([line.quad for line in lines]) else 0
+        sample = sorted(lines, key=lambda line: -max(orient.size(line.quad)))[:SAMPLE_LINES]
+        tried = self._read_lines(pixels, [(line, base) for line in sample])
+        if _mean_score(tried) < SURE:
+            flipped = self._read_lines(pixels, [(line, base + 2) for line in sample])
+            if _mean_score(flipped) > _mean_score(tried):
+                base, tried = base + 2, flipped
+        rest = [line for line in lines if line not in sample]
+        found = tried + self._read_lines(pixels, [(line, base) for line in rest])
+        return self._retry(pixels, found, base)
+
+    def _retry(self, pixels: Pixels, found: list[_Found], base: int) -> list[_Found]:
+        """Read lines that came out badly in the other directions their shape allows; keep the best."""
+        for turn in (2, 1, 3):
+            poor = [f for f in found if f.score < SURE and _may_turn(f.line, base, turn)]
+            again = self._read_lines(pixels, [(f.line, (base + turn) % 4) for f in poor])
+            better = {id(old): new for old, new in zip(poor, again) if new.score > max(old.score, 0.6)}
+            found = [better.get(id(f), f) for f in found]
+        return found
+
+    def _read_lines(self, pixels: Pixels, wanted: Sequence[tuple[_Line, int]]) -> list[_Found]:
+        """Read lines, each turned by so many quarters; by width, because a new width rebuilds the predictor."""
+        spec = self._rec_spec
+        longest = min(spec.max_width, self.budget.max_line_width(spec.height))
+        widths = [_input_width(line.quad, quarters, spec, longest) for line, quarters in wanted]
+        found: dict[int, _Found] = {}
+        for index in sorted(range(len(wanted)), key=widths.__getitem__):
+            line, quarters = wanted[index]
+            strip = image.crop(pixels, orient.turned(line.quad, quarters), spec.height, widths[index])
+            tensor = image.to_tensor(recognize.pad(strip, widths[index]), spec.mean, spec.std)
+            reading = recognize.decode(self._rec.run(tensor)[0], self.bundle.characters)
+            found[index] = _Found(line, quarters, reading.text, reading.score)
+        return [found[index] for index in range(len(wanted))]
+
+
+def _input_width(quad: Quad, quarters: int, spec: Recognizer, longest: int) -> int:
+    across, down = image.side_lengths(orient.turned(quad, quarters))
+    return recognize.bucket(math.ceil(spec.height * across / max(down, 1e-6)), spec.width_step, longest)
+
+
+def _may_turn(line: _Line, base: int, turn: int) -> bool:
+    """Return whether a line may run `turn` quarters away from the page's direction: across needs a tall box."""
+    width, height = orient.size(orient.turned(line.quad, base))
+    return height >= orient.TALL * width if turn % 2 else width >= orient.TALL * height
+
+
+def _mean_score(found: Sequence[_Found]) -> float:
+    total = sum(len(f.text) for f in found)
+    return sum(f.score * len(f.text) for f in found) / total if total else 0.0
+
+
+def _main_direction(found: Sequence[_Found]) -> int:
+    """Return the quarter turns, clockwise, of most characters."""
+    weight = [sum(len(f.text) for f in found if f.quarters % 4 == quarters) for quarters in range(4)]
+    return weight.index(max(weight))
+
+
+def _text_line(found: _Found, fx: float, fy: float) -> TextLine:
+    quad = _scaled(orient.turned(found.line.quad, found.quarters), fx, fy)
+    return TextLine(found.text, min(1.0, found.score), quad, min(1.0, found.line.box_score))
+
+
+def _scaled(quad: Quad, fx: float, fy: float) -> Quad:
+    a, b, c, d = ((round(x * fx, 2), round(y * fy, 2)) for x, y in quad)
+    return a, b, c, d
+
+
+def _clipped(quad: Quad, width: int, height: int) -> Quad:
+    a, b, c, d = ((min(max(x, 0.0), float(width)), min(max(y, 0.0), float(height))) for x, y in quad)
+    return a, b, c, d
+
+
+@contextmanager
+def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    timings[name] = round((time.perf_counter() - began) * 1000, 2)

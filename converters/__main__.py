@@ -1,0 +1,41 @@
+"""`python -m converters`, also `edge-ocr convert`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from agent.errors import AgentError
+
+TARGETS = ("x86_64", "aarch64", "portable", "paddle")
+
+
+@click.command("convert")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--target", type=click.Choice(TARGETS), required=True, help="Machines the bundle is for.")
+@click.option("--precision", type=click.Choice(("fp32", "int8")), default="fp32", show_default=True)
+@click.option("--source", type=click.Path(path_type=Path), help="Directory with PP-OCR models of your own.")
+@click.option("--characters", type=click.Path(path_type=Path), help="Dictionary of your own recogniser.")
+@click.option("--output", type=click.Path(path_type=Path), help="Directory of the bundle; default below models/build.")
+@click.option("--measure/--no-measure", "measured", default=True, help="Time the models and print the table.")
+@click.option("--force", is_flag=True, help="Do every stage again.")
+def convert_command(**options: object) -> None:
+    """Make a model bundle from RECIPE, such as models/ppocr-v4.toml."""
+    from converters.export import Request, convert
+
+    convert(Request(**options), click.echo)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """Run the command; an error is one line and an exit status."""
+    try:
+        convert_command(prog_name="python -m converters")
+    except AgentError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.code)
+
+
+if __name__ == "__main__":
+    main()

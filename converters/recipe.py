@@ -1,0 +1,119 @@
+"""Recipe: what a bundle is made from and the numbers that go into it, read strictly from `models/*.toml`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from agent.errors import ConfigError
+
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
+_Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+_Std = Annotated[float, msgspec.Meta(gt=0.0)]
+_Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+Shape = tuple[_Positive, _Positive, _Positive, _Positive]
+"""Of an input: (N, 3, H, W)."""
+
+
+class Package(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A published package that carries model files, pinned by hash. None of its code is run."""
+
+    requirement: str
+    wheel: _Word
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every model says.
+
+    Attributes:
+        folder: the folder inside the package that holds the model's two files.
+        mean: of pixel / 255, per plane in the order the model takes them.
+        std: likewise.
+        check_shapes: the shapes at which the result must equal the source.
+        measure_shape: the shape that is timed.
+    """
+
+    folder: str
+    mean: tuple[float, float, float]
+    std: tuple[_Std, _Std, _Std]
+    check_shapes: Annotated[tuple[Shape, ...], msgspec.Meta(min_length=1)]
+    measure_shape: Shape
+
+
+class DetectorSection(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The detector's numbers; see `agent.bundle.Detector`."""
+
+    multiple: _Positive
+    threshold: _Share
+    box_threshold: _Share
+    unclip_ratio: Annotated[float, msgspec.Meta(gt=0.0, le=5.0)]
+
+
+class RecognizerSection(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The recogniser's numbers; see `agent.bundle.Recognizer`. `characters` is a file inside the package."""
+
+    characters: str
+    height: _Positive
+    width_step: _Positive
+    max_width: _Positive
+
+
+class ClassifierSection(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The line direction classifier's numbers; see `agent.bundle.Classifier`."""
+
+    height: _Positive
+    width: _Positive
+    threshold: _Share
+
+
+Section = DetectorSection | RecognizerSection | ClassifierSection
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of `models/<name>.toml`."""
+
+    name: _Word
+    version: _Word
+    max_difference: Annotated[float, msgspec.Meta(gt=0.0, le=0.01)]
+    package: Package
+    det: DetectorSection
+    rec: RecognizerSection
+    cls: ClassifierSection | None = None
+
+    def sections(self) -> dict[str, Section]:
+        """Return the models this recipe makes, by name."""
+        return {name: section for name in ("det", "rec", "cls") if (section := getattr(self, name)) is not None}
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        ConfigError: missing, not TOML, or a key is unknown, absent or out of range; the message names it.
+    """
+    try:
+        raw = msgspec.toml.decode(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; a recipe is a file such as models/ppocr-v4.toml") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    try:
+        return msgspec.convert(raw, Recipe)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(str(error), raw)}") from error
+
+
+def _explain(message: str, raw: object) -> str:
+    """Return msgspec's message with the key first and the value that was found."""
+    told, _, place = message.partition(" - at `$")
+    keys = re.findall(r"[^.\[\]`]+", place)
+    value = raw
+    for key in keys:
+        value = value[int(key)] if isinstance(value, list) else value.get(key) if isinstance(value, dict) else None
+    name = ".".join(keys) or "recipe"
+    return f"{name}: {told}" if isinstance(value, dict) or not keys else f"{name} = {value!r}: {told}"
