@@ -16,9 +16,9 @@ SCHEMA = 1
 MANIFEST = "bundle.toml"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_CHARACTERS_BYTES = 8 << 20
-MODELS = ("det", "rec", "cls")
 
 ModelName = Literal["det", "rec", "cls"]
+MODELS: tuple[ModelName, ...] = ("det", "rec", "cls")
 Target = Literal["x86_64", "aarch64", "portable", "paddle"]
 
 _Triple = tuple[float, float, float]

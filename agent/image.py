@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -15,81 +16,91 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.bundle import sha256_of
-from agent.errors import FrameError
+from agent.errors import FrameError, InputError
 from agent.header import Header, open_regular, read_header
-from agent.page import Frame, Pixels, Quad
+from agent.memory import MB, Budget
+from agent.page import Frame, Pixels, Quad, TextLine
 
 Tensor = npt.NDArray[np.float32]
 
 _JPEG_TAIL_BYTES = 1 << 20
 _COLOUR_AT = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
 _COLOUR_AT[8] = cv2.IMREAD_REDUCED_COLOR_8
+_GREY_AT = {1: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
+_GREY_AT[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
 
 # OpenCV's own pool would use every core at --threads 1.
 cv2.setNumThreads(1)
 
 
-def load_frame(path: Path, source: str, max_px: int) -> Frame:
-    """Read a picture file upright, at most `max_px` pixels large, transparent parts white.
+def load_frame(path: Path, source: str, budget: Budget) -> Frame:
+    """Read a picture file upright, at most `budget.frame_bytes` large, transparent parts white, grey ones as grey.
 
     JPEGs are decoded at a reduced scale; other formats in grey when colour would not fit, then reduced.
 
     Args:
         path: the file.
         source: the name to report, usually the path as given.
-        max_px: largest picture to hold, in pixels of 3 bytes.
+        budget: what decoding may take, and what the picture may keep.
 
     Raises:
         InputError: missing, not a regular file, or not readable.
-        FrameError: not a picture that can be read, or not within `max_px`.
+        FrameError: not a picture that can be read, or not within the budget.
     """
     header = read_header(path)
-    plan = _plan(header, path, max_px)
+    flags = _decoding(header, path, budget)
     _check_complete(path, header)
-    pixels = _as_bgr(_decode(path, plan, header), plan)
+    pixels = _as_bytes(_decode(path, flags, header))
     height, width = pixels.shape[:2]
     turned = (width > height) != (header.width > header.height)  # EXIF rotation has swapped the sides
     full = (header.height, header.width) if turned else (header.width, header.height)
-    pixels = _reduce(pixels, max_px)
+    pixels = _reduce(pixels, budget.frame_bytes)
     pixels.flags.writeable = False
     return Frame(sha256_of(path), source, pixels, *full, taken_at=path.stat().st_mtime)
 
 
-class _Plan(msgspec.Struct, frozen=True):
-    flags: int
-    alpha: bool
+def _decoding(header: Header, path: Path, budget: Budget) -> int:
+    """Choose OpenCV's flags so that decoding fits the budget: in full, a JPEG at a fraction of its scale, or grey.
 
-
-def _plan(header: Header, path: Path, max_px: int) -> _Plan:
-    """Choose how to decode so that no step holds more than `max_px` pixels of 3 bytes."""
-    limit, size = 3 * max_px, header.width * header.height
+    No model has buffers while a picture is decoded, so decoding may take all that is spare.
+    """
+    size, spare = header.width * header.height, budget.decode_bytes
     if header.kind == "jpeg":
-        held = 3 * size if header.progressive else 0  # 16-bit coefficients, 1.5 samples a pixel
-        for factor, flags in _COLOUR_AT.items():
-            if held + 3 * size // factor**2 <= limit:
-                return _Plan(flags, alpha=False)
-        need = held + 3 * size // 64
+        grey = header.channels == 1
+        held = (2 * size if grey else 3 * size) if header.progressive else 0  # 16-bit coefficients, 4:2:0
+        for factor, flags in (_GREY_AT if grey else _COLOUR_AT).items():
+            need = held + size // factor**2 * (1 if grey else 3)
+            if need - held <= budget.frame_bytes * 1.1 and need <= spare:
+                return flags
     else:
-        if header.alpha and 8 * size * max(8, header.bits) // 8 <= limit:
-            return _Plan(cv2.IMREAD_UNCHANGED, alpha=True)
-        if 3 * size <= limit:
-            return _Plan(cv2.IMREAD_COLOR, alpha=False)
-        need = size if header.kind in ("png", "tiff", "bmp") else 4 * size
-        if need + 3 * min(max_px, size // 4) <= limit:
-            return _Plan(cv2.IMREAD_GRAYSCALE, alpha=False)
+        # OpenCV's decoders of these hold a buffer of their own beside the result.
+        depth = 2 if header.bits > 8 else 1
+        for flags, samples in _choices(header):
+            kept = min(size * samples, budget.frame_bytes)
+            need = size * (samples + max(samples, header.channels)) * depth + (0 if kept == size * samples else kept)
+            if need <= spare:
+                return flags
     raise FrameError(
         "memory",
-        f"{path}: a {header.width}x{header.height} {header.kind.upper()} needs {need >> 20} MB to decode, "
-        f"{limit >> 20} MB are left for it: raise --memory-mb, or save it as a baseline JPEG",
+        f"{path}: a {header.width}x{header.height} {header.kind.upper()} needs {need // MB + 1} MB to decode, "
+        f"{spare // MB} MB are free for it: raise --memory-mb by {(need - spare) // MB + 1}",
     )
 
 
-def _decode(path: Path, plan: _Plan, header: Header) -> Pixels:
+def _choices(header: Header) -> list[tuple[int, int]]:
+    """Return ways to decode, best first: OpenCV's flags and samples a pixel."""
+    grey = (cv2.IMREAD_GRAYSCALE, 1)
+    if header.alpha:
+        return [(cv2.IMREAD_UNCHANGED, 4), (cv2.IMREAD_COLOR, 3), grey]
+    return [grey] if header.channels == 1 else [(cv2.IMREAD_COLOR, 3), grey]
+
+
+def _decode(path: Path, flags: int, header: Header) -> Pixels:
     with open_regular(path) as handle:
         # By descriptor: the file that was checked is the file decoded, whatever bytes its name has.
         name = f"/proc/self/fd/{handle.fileno()}"
         try:
-            pixels = cv2.imread(name if os.path.exists(name) else str(path), plan.flags)
+            pixels = cv2.imread(name if os.path.exists(name) else str(path), flags)
         except cv2.error as error:
             raise FrameError("damaged", f"{path}: the decoder refused it ({error.err})") from error
     if pixels is None or pixels.size == 0:
@@ -110,17 +121,15 @@ def _check_complete(path: Path, header: Header) -> None:
         raise FrameError("truncated", f"{path}: truncated, its end is missing")
 
 
-def _as_bgr(pixels: Pixels, plan: _Plan) -> Pixels:
-    """Return uint8 (H, W, 3) from whatever the decoder gave; transparent parts become white."""
+def _as_bytes(pixels: Pixels) -> Pixels:
+    """Return uint8 (H, W, 3), or (H, W) for grey, from whatever the decoder gave; transparent parts become white."""
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
     elif pixels.dtype != np.uint8:
         pixels = cv2.normalize(pixels, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
-    if pixels.ndim == 2 or pixels.shape[2] == 1:
-        return pixels.reshape(pixels.shape[:2]) if not plan.alpha else cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
-    if pixels.shape[2] == 4:
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
         return _over_white(pixels)
-    return pixels
+    return pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
 
 
 def _over_white(pixels: Pixels) -> Pixels:
@@ -135,14 +144,14 @@ def _over_white(pixels: Pixels) -> Pixels:
     return blended
 
 
-def _reduce(pixels: Pixels, max_px: int) -> Pixels:
-    """Return 3-channel pixels of at most `max_px`, averaged down where they are more."""
+def _reduce(pixels: Pixels, max_bytes: int) -> Pixels:
+    """Return the picture averaged down to at most `max_bytes`."""
+    if pixels.nbytes <= max_bytes:
+        return pixels
     height, width = pixels.shape[:2]
-    if height * width > max_px:
-        factor = math.sqrt(max_px / (height * width))
-        size = (max(1, int(width * factor)), max(1, int(height * factor)))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    return cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR) if pixels.ndim == 2 else pixels
+    factor = math.sqrt(max_bytes / pixels.nbytes)
+    size = (max(1, int(width * factor)), max(1, int(height * factor)))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
 class Tile(msgspec.Struct, frozen=True):
@@ -208,10 +217,11 @@ def window(pixels: Pixels, piece: Tile) -> Pixels:
 
 
 def to_tensor(pixels: Pixels, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return float32 (1, 3, H, W) of (pixel / 255 - mean) / std for uint8 (H, W, 3)."""
+    """Return float32 (1, 3, H, W) of (pixel / 255 - mean) / std for uint8 (H, W, 3) or grey (H, W)."""
     tensor = np.empty((1, 3, *pixels.shape[:2]), np.float32)
     for channel in range(3):
-        np.multiply(pixels[:, :, channel], np.float32(1 / 255 / std[channel]), out=tensor[0, channel])
+        plane = pixels[:, :, channel] if pixels.ndim == 3 else pixels
+        np.multiply(plane, np.float32(1 / 255 / std[channel]), out=tensor[0, channel])
         tensor[0, channel] -= np.float32(mean[channel] / std[channel])
     return tensor
 
@@ -260,3 +270,38 @@ def _surroundings(pixels: Pixels, quad: Quad, shrink: float) -> tuple[Pixels, li
     small = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
     fx, fy = width / part.shape[1], height / part.shape[0]
     return small, [((x - left) * fx, (y - top) * fy) for x, y in quad]
+
+
+def pad(line: Pixels, width: int) -> Pixels:
+    """Return a line picture of exactly `width` pixels: squeezed if wider, else its last column repeated."""
+    if line.shape[1] > width:
+        return cv2.resize(line, (width, line.shape[0]), interpolation=cv2.INTER_AREA)
+    missing = width - line.shape[1]
+    return cv2.copyMakeBorder(line, 0, 0, 0, missing, cv2.BORDER_REPLICATE) if missing else line
+
+
+OVERLAY_LONG_SIDE_PX = 1600
+
+
+def write_overlay(frame: Frame, lines: Sequence[TextLine], path: Path) -> None:
+    """Write a JPEG of a frame with the box and number of each line, the reading direction's start marked.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    height, width = frame.pixels.shape[:2]
+    factor = min(1.0, OVERLAY_LONG_SIDE_PX / max(width, height))
+    canvas = scaled(frame.pixels, max(1, round(width * factor)), max(1, round(height * factor)))
+    canvas = cv2.cvtColor(canvas, cv2.COLOR_GRAY2BGR) if canvas.ndim == 2 else canvas.copy()
+    fx, fy = canvas.shape[1] / frame.width, canvas.shape[0] / frame.height
+    for number, line in enumerate(lines, 1):
+        points = np.array([(x * fx, y * fy) for x, y in line.quad], np.int32)
+        cv2.polylines(canvas, [points], isClosed=True, color=(0, 160, 0), thickness=2)
+        start = (int(points[0][0]), int(points[0][1]))
+        cv2.circle(canvas, start, 4, (0, 0, 220), -1)
+        cv2.putText(canvas, str(number), (start[0], start[1] - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 220), 1)
+    written, data = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, 85])
+    try:
+        path.write_bytes(data.tobytes() if written else b"")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error

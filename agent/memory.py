@@ -17,7 +17,14 @@ DET_BYTES_PER_PX = 170
 REC_BYTES_PER_PX = 520
 MIN_TILE_PX = 160 * 320
 MAX_TILE_PX = 640 * 640
+MIN_FRAME_BYTES = 3 * MB
+MAX_FRAME_BYTES = 48 * MB
+# The picture at the detector's scale, at most 2000 x 2000 in practice, and its probability map.
+SCALED_BYTES = 14 * MB
 MARGIN_BYTES = 10 * MB
+
+M_MMAP_THRESHOLD = -3  # <malloc.h>
+MMAP_THRESHOLD_BYTES = 8 * MB
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -25,13 +32,17 @@ class Budget(msgspec.Struct, frozen=True):
 
     Attributes:
         limit_mb: what the whole process may have resident.
+        decode_bytes: what decoding a picture may take, while no model has buffers.
+        frame_bytes: what a picture may keep while it is read.
         tile_px: largest detector input, in pixels.
-        frame_px: largest picture kept in memory, in pixels of 3 bytes.
+        line_px: largest recogniser input, in pixels.
     """
 
     limit_mb: int
+    decode_bytes: int
+    frame_bytes: int
     tile_px: int
-    frame_px: int
+    line_px: int
 
     @classmethod
     def plan(cls, limit_mb: int, resident_bytes: int) -> Budget:
@@ -45,22 +56,26 @@ class Budget(msgspec.Struct, frozen=True):
             BudgetError: not even the smallest tile and picture fit.
         """
         spare = limit_mb * MB - resident_bytes - MARGIN_BYTES
-        tile_px = min(MAX_TILE_PX, max(MIN_TILE_PX, spare // 2 // DET_BYTES_PER_PX))
-        # Beside the picture: its copy at the detector's scale and the probability map, at most 5 bytes a pixel.
-        frame_px = (spare - tile_px * DET_BYTES_PER_PX) // 8
-        if frame_px < 1_000_000:
-            need = (resident_bytes + MARGIN_BYTES + MIN_TILE_PX * DET_BYTES_PER_PX + 8_000_000) // MB + 1
-            raise BudgetError(f"a memory limit of {limit_mb} MB is too small for any page: give at least {need} MB")
-        return cls(limit_mb, tile_px, frame_px)
-
-    def max_line_width(self, height: int) -> int:
-        """Return the widest recogniser input that fits, in pixels."""
-        return max(320, self.tile_px * DET_BYTES_PER_PX // REC_BYTES_PER_PX // height)
+        models = min(max(spare // 2, MIN_TILE_PX * DET_BYTES_PER_PX), MAX_TILE_PX * DET_BYTES_PER_PX)
+        frame_bytes = min(MAX_FRAME_BYTES, spare - models - SCALED_BYTES)
+        if frame_bytes < MIN_FRAME_BYTES:
+            least = resident_bytes + MARGIN_BYTES + MIN_TILE_PX * DET_BYTES_PER_PX + SCALED_BYTES + MIN_FRAME_BYTES
+            raise BudgetError(f"a memory limit of {limit_mb} MB is too small for any page: give {least // MB + 1} MB")
+        return cls(limit_mb, spare, frame_bytes, models // DET_BYTES_PER_PX, models // REC_BYTES_PER_PX)
 
 
 def resident_bytes() -> int:
     """Return the resident memory of this process."""
     return int(psutil.Process().memory_info().rss)
+
+
+def keep_heap_small() -> None:
+    """Let glibc give large buffers back as soon as they are freed.
+
+    Its threshold for that rises to 32 MB with the sizes it sees; the models' buffers then stay in a heap with holes.
+    """
+    if _LIBC is not None:
+        _LIBC.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
 
 
 def trim() -> None:

@@ -26,7 +26,7 @@ class Frame(msgspec.Struct, frozen=True):
     Attributes:
         key: stable identity, such as a content hash.
         source: configured name of the source, or the path as given.
-        pixels: uint8 (height, width, 3), BGR; may be smaller than the picture by `shrink`.
+        pixels: uint8 (rows, columns, 3) BGR, or (rows, columns) grey; may be a reduced copy of the picture.
         width: width of the picture in its own pixels, upright as EXIF says.
         height: height of the picture in its own pixels.
         taken_at: Unix seconds, UTC.
@@ -64,12 +64,17 @@ class PageResult(msgspec.Struct, frozen=True):
     height: int
     lines: tuple[TextLine, ...] = ()
     seconds: float = 0.0
-    timings_ms: dict[str, float] = {}  # noqa: RUF012  msgspec copies empty defaults
+    timings_ms: dict[str, float] = {}
     bundle: str = ""
     direction: int = 0
     error: str | None = None
     reason: str | None = None
     schema: int = SCHEMA
+
+    def with_decoding(self, seconds: float) -> PageResult:
+        """Return this result with the time it took to decode the picture counted in."""
+        timings = {"decode": round(seconds * 1000, 2), **self.timings_ms}
+        return msgspec.structs.replace(self, seconds=round(self.seconds + seconds, 4), timings_ms=timings)
 
 
 _decoder = msgspec.json.Decoder(PageResult)

@@ -64,6 +64,7 @@ class Reader:
             EngineError: no runtime for this bundle.
             BudgetError: the memory limit is too small for any page.
         """
+        memory.keep_heap_small()
         self.bundle = bundle
         self.settings = settings
         self._det_spec: Detector = bundle.manifest.det
@@ -169,13 +170,13 @@ class Reader:
     def _read_lines(self, pixels: Pixels, wanted: Sequence[tuple[_Line, int]]) -> list[_Found]:
         """Read lines, each turned by so many quarters; by width, because a new width rebuilds the predictor."""
         spec = self._rec_spec
-        longest = min(spec.max_width, self.budget.max_line_width(spec.height))
+        longest = min(spec.max_width, max(320, self.budget.line_px // spec.height))
         widths = [_input_width(line.quad, quarters, spec, longest) for line, quarters in wanted]
         found: dict[int, _Found] = {}
         for index in sorted(range(len(wanted)), key=widths.__getitem__):
             line, quarters = wanted[index]
             strip = image.crop(pixels, orient.turned(line.quad, quarters), spec.height, widths[index])
-            tensor = image.to_tensor(recognize.pad(strip, widths[index]), spec.mean, spec.std)
+            tensor = image.to_tensor(image.pad(strip, widths[index]), spec.mean, spec.std)
             reading = recognize.decode(self._rec.run(tensor)[0], self.bundle.characters)
             found[index] = _Found(line, quarters, reading.text, reading.score)
         return [found[index] for index in range(len(wanted))]

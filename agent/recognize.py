@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 
-import cv2
 import msgspec
 import numpy as np
 import numpy.typing as npt
-
-from agent.page import Pixels
 
 Tensor = npt.NDArray[np.float32]
 
@@ -34,14 +31,6 @@ class Reading(msgspec.Struct, frozen=True):
 def bucket(width: int, step: int, max_width: int) -> int:
     """Return the input width of a line `width` pixels wide: the next multiple of `step`, at most `max_width`."""
     return max(step, min(math.ceil(width / step) * step, max_width))
-
-
-def pad(line: Pixels, width: int) -> Pixels:
-    """Return a line picture of exactly `width` pixels: squeezed if wider, else its last column repeated."""
-    if line.shape[1] > width:
-        return cv2.resize(line, (width, line.shape[0]), interpolation=cv2.INTER_AREA)
-    missing = width - line.shape[1]
-    return cv2.copyMakeBorder(line, 0, 0, 0, missing, cv2.BORDER_REPLICATE) if missing else line
 
 
 def decode(probabilities: Tensor, characters: tuple[str, ...]) -> Reading:

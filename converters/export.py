@@ -17,12 +17,13 @@ from agent import bundle as bundles
 from agent.bundle import MANIFEST, Manifest, Measured, ModelBundle, ModelName, Target, file_entry, write_manifest
 from agent.errors import ConfigError, ConversionError, EngineError
 from converters import native
-from converters.graph import MODEL_FILE, PARAMS_FILE, Graph, Pass, rewrite
-from converters.graph import PASSES as COMMON
+from converters.graph import MODEL_FILE, PARAMS_FILE, Graph
+from converters.passes import rewrite
 from converters.recipe import Recipe, Section, load_recipe
 from converters.signature import Signature, check_characters, check_output, signature
 from converters.sources import SourceModel, Sources, collect, digest_of
 from converters.stages import Stages, locked, tool_versions
+from converters.targets import PLANS, Plan
 
 BUILD = Path("models/build")
 CHARACTERS = "characters.txt"
@@ -51,30 +52,6 @@ class Request(msgspec.Struct, frozen=True):
     output: Path | None = None
     measured: bool = True
     force: bool = False
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """How bundles of one target are made.
-
-    Attributes:
-        engine: the runtime they are for, a key of `agent.engines.ENGINES`.
-        suffixes: of a model's files.
-        passes: rewrites of the graph.
-        needs: packages to import.
-    """
-
-    engine: str
-    suffixes: tuple[str, ...]
-    passes: tuple[Pass, ...]
-    needs: tuple[str, ...]
-
-
-PLANS: dict[str, Plan] = {
-    "x86_64": Plan("paddlelite", (".nb",), COMMON, ("paddle", "paddlelite")),
-    "aarch64": Plan("paddlelite", (".nb",), COMMON, ("paddle", "paddlelite")),
-    "portable": Plan("onnxruntime", (".onnx",), COMMON, ("paddle", "paddle2onnx", "onnxruntime")),
-    "paddle": Plan("paddle", (".pdmodel", ".pdiparams"), COMMON, ("paddle",)),
-}
 
 
 class Model(msgspec.Struct, frozen=True):

@@ -1,0 +1,177 @@
+"""The command line `edge-ocr`; the one place where errors become exit codes.
+
+Importing this loads no vision package: `edge-ocr --help` stays instant on a slow board.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent import __version__
+from agent.errors import AgentError, ConfigError, ExitCode, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.page import PageResult
+
+_LAZY = {
+    "convert": ("converters.__main__", "convert_command", "Convert PP-OCR models into a bundle."),
+    "bench": ("converters.bench", "bench_command", "Measure this reader beside RapidOCR."),
+    "evaluate": ("converters.evaluate", "evaluate_command", "Compare bundles on labelled pictures."),
+}
+
+
+class _Commands(click.Group):
+    """Finds the converter's commands without importing the converter."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_LAZY})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _LAZY:
+            return super().get_command(ctx, cmd_name)
+        module, attribute, short_help = _LAZY[cmd_name]
+        if ctx.resilient_parsing or "--help" in sys.argv[1:2]:
+            return click.Command(cmd_name, short_help=short_help)
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="edge-ocr")
+def cli() -> None:
+    """Reads pages on small machines: photos and scans in, text out, inside a memory budget."""
+
+
+@cli.command()
+@click.argument("paths", metavar="FILE_OR_FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "form", flag_value="json", help="One JSON row per page.")
+@click.option("--text", "form", flag_value="text", default=True, help="Plain lines (default).")
+@click.option("--overlay", type=click.Path(file_okay=False, path_type=Path), help="Write pictures with boxes there.")
+@click.option("--bundle", type=click.Path(path_type=Path), envvar="EDGE_OCR_BUNDLE", help="Model bundle to use.")
+@click.option("--memory-mb", type=click.IntRange(100, 65536), default=250, show_default=True, help="Memory limit.")
+@click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="Processor cores to use.")
+@click.option("--engine", default="auto", show_default=True, help="paddlelite, onnxruntime, paddle or auto.")
+def read(
+    paths: tuple[Path, ...],
+    form: str,
+    overlay: Path | None,
+    bundle: Path | None,
+    memory_mb: int,
+    threads: int,
+    engine: str,
+) -> int:
+    """Read the text of pictures: files, or every picture below a folder.
+
+    Results are written as they come. A file that cannot be read gives one line on standard error and does not stop
+    the others. Exit status: 0 all read, 1 some not read, 65 or 66 none read.
+    """
+    from agent.batch import find_pictures, read_files
+    from agent.bundle import ModelBundle
+    from agent.engines import EngineSettings
+    from agent.reader import Reader, ReaderSettings
+    from agent.trial import ensure_tried
+
+    files = find_pictures(paths)
+    if not files:
+        raise InputError(f"no pictures below {', '.join(str(p) for p in paths)}")
+    if overlay is not None:
+        _make_folder(overlay)
+    settings = ReaderSettings(memory_mb=memory_mb, engine=EngineSettings(engine, threads))
+    verified = ModelBundle.load(bundle or _default_bundle())
+    ensure_tried(verified, settings.engine)
+    reader = Reader(verified, settings)
+    try:
+        return _stream(read_files(reader, files, overlay), form, len(files))
+    finally:
+        reader.close()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--overlay {path}: {error.strerror}") from error
+
+
+def _default_bundle() -> Path:
+    return Path("models/build") / f"ppocr-v4-{platform.machine()}-fp32"
+
+
+def _stream(results: Iterator[tuple[PageResult, ExitCode]], form: str, count: int) -> int:
+    """Write results as they come and return the exit status of all together."""
+    codes = []
+    bar = _Bar(count)
+    for page, code in results:
+        codes.append(code)
+        bar.clear()
+        _write(page, form, several=count > 1)
+        bar.show(len(codes))
+    bar.clear()
+    failed = [code for code in codes if code is not ExitCode.OK]
+    if not failed:
+        return ExitCode.OK
+    return failed[0] if len(failed) == len(codes) else ExitCode.SOME_FAILED
+
+
+def _write(page: PageResult, form: str, *, several: bool) -> None:
+    from agent.page import to_json
+
+    if page.error is not None:
+        click.echo(f"edge-ocr: {page.error}", err=True)
+    if form == "json":
+        click.echo(to_json(page))
+    elif page.error is None:
+        heading = [f"==> {page.image} <=="] if several else []
+        click.echo("\n".join([*heading, *(line.text for line in page.lines), *([""] if several else [])]))
+    sys.stdout.flush()
+
+
+class _Bar:
+    """A progress bar on a terminal's last line, when there are many files."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.shown = count > 3 and sys.stderr.isatty()
+
+    def show(self, done: int) -> None:
+        if self.shown:
+            full = 30 * done // self.count
+            click.echo(f"[{'#' * full}{'.' * (30 - full)}] {done}/{self.count} pages", err=True, nl=False)
+
+    def clear(self) -> None:
+        if self.shown:
+            click.echo("\r\033[K", err=True, nl=False)
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    try:
+        status = cli.main(standalone_mode=False, prog_name="edge-ocr")
+    except AgentError as error:
+        click.echo(f"edge-ocr: {error}", err=True)
+        status = error.code
+    except click.exceptions.Exit as leaving:
+        status = leaving.exit_code
+    except click.ClickException as error:
+        error.show()
+        status = ExitCode.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        status = ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nothing is wrong, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = ExitCode.OK
+    sys.exit(int(status or 0))
+
+
+if __name__ == "__main__":
+    main()

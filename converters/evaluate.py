@@ -1,0 +1,152 @@
+"""`edge-ocr evaluate`: accuracy, speed and memory of bundles side by side, on labelled pictures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from agent.bundle import ModelBundle
+from agent.errors import AgentError, ExitCode
+from converters.scores import Page, Scores, load_labels, score
+from converters.tables import aligned, said
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What a reading process did.
+
+    Attributes:
+        pages: what it read, in its order.
+        first_s: seconds from its start to its first page.
+        peak_mb: peak resident memory of the process, in MB.
+    """
+
+    pages: tuple[Page, ...]
+    first_s: float
+    peak_mb: float
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """One row of the table: a reader on one set of pictures. Sizes in bytes, None for readers without a bundle."""
+
+    name: str
+    scores: Scores
+    pages_per_s: float
+    peak_mb: float
+    det_bytes: int | None = None
+    rec_bytes: int | None = None
+
+
+def run_reader(command: Sequence[str], env: Mapping[str, str] | None = None) -> Run:
+    """Run a program that writes one JSON row per page, and watch it.
+
+    Its peak memory is the kernel's figure for the process, which starts at the size of this one: keep this one small.
+
+    Raises:
+        AgentError: it failed; with its last line and its exit status.
+    """
+    with tempfile.TemporaryFile() as complaints:
+        began = time.monotonic()
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, env=env)
+        assert child.stdout is not None  # it was asked for
+        rows, first_s = [], 0.0
+        for row in child.stdout:
+            first_s = first_s or time.monotonic() - began
+            rows.append(msgspec.json.decode(row, type=Page))
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode not in (ExitCode.OK, ExitCode.SOME_FAILED):
+            complaints.seek(0)
+            raise _failed(command, child.returncode, complaints.read().decode(errors="replace"))
+    return Run(tuple(rows), first_s, usage.ru_maxrss / 1024)
+
+
+def _failed(command: Sequence[str], status: int, complaints: str) -> AgentError:
+    last = (complaints.strip().splitlines() or ["no message"])[-1]
+    error = AgentError(f"{' '.join(command[:4])} ...: {last} (status {status})")
+    error.code = ExitCode(status) if status in ExitCode._value2member_map_ else ExitCode.SOFTWARE
+    return error
+
+
+def read_command(images: Sequence[Path], bundle: Path, threads: int) -> list[str]:
+    """Return the command line that reads pictures with a bundle."""
+    options = ["--json", "--bundle", str(bundle), "--threads", str(threads)]
+    return [sys.executable, "-m", "agent", "read", *options, "--", *map(str, images)]
+
+
+def own_environment() -> dict[str, str]:
+    """Return the environment in which a child finds this project's packages."""
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def read_set(labels: Path, pages: Sequence[Page], bundle: Path, threads: int) -> tuple[Scores, Run]:
+    """Read labelled pictures with a bundle and score what was read."""
+    images = [labels.parent / page.image for page in pages]
+    run = run_reader(read_command(images, bundle, threads), own_environment())
+    return score_run(labels, pages, run), run
+
+
+def score_run(labels: Path, pages: Sequence[Page], run: Run) -> Scores:
+    """Return the scores of a run that was given the labelled pictures by path."""
+    names = {str(labels.parent / page.image): page.image for page in pages}
+    return score(pages, {names[page.image]: page for page in run.pages if page.image in names and page.error is None})
+
+
+def figures_of(bundle: Path, labels: Path, pages: Sequence[Page], threads: int) -> Figures:
+    """Return the row of a bundle.
+
+    Raises:
+        BundleError: it cannot be trusted.
+        AgentError: the reader failed.
+    """
+    manifest = ModelBundle.load(bundle).manifest
+    scores, run = read_set(labels, pages, bundle, threads)
+    sizes = {
+        name: sum(manifest.files[file].bytes for files in spec.files.values() for file in files)
+        for name, spec in (("det_bytes", manifest.det), ("rec_bytes", manifest.rec))
+    }
+    return Figures(str(bundle), scores, pages_per_s(scores), run.peak_mb, **sizes)
+
+
+def pages_per_s(scores: Scores) -> float:
+    """Return how many pages a second were read."""
+    return (scores.images - scores.missing) / scores.total_s if scores.total_s else 0.0
+
+
+def table(rows: Sequence[Figures]) -> list[str]:
+    """Return the figures as aligned lines."""
+    head = ("reader", "images", "char_f1", "line_recall", "CAR", "p50 s", "p95 s", "pages/s", "peak MB", "det MB", "rec MB")
+    return aligned([head, *(_cells(row) for row in rows)])
+
+
+def _cells(row: Figures) -> tuple[str, ...]:
+    s = row.scores
+    accuracy = (said(s.char_f1, ".4f"), said(s.line_recall, ".4f"), said(s.car, ".4f"))
+    speed = (said(s.p50_s, ".3f"), said(s.p95_s, ".3f"), said(row.pages_per_s, ".2f"), said(row.peak_mb, ".0f"))
+    sizes = tuple(said(None if size is None else size / 1e6, ".1f") for size in (row.det_bytes, row.rec_bytes))
+    missing = f" (-{s.missing})" if s.missing else ""
+    return (row.name, f"{s.images}{missing}", *accuracy, *speed, *sizes)
+
+
+@click.command("evaluate")
+@click.argument("labels", type=click.Path(path_type=Path))
+@click.option("--bundle", "bundles", type=click.Path(path_type=Path), multiple=True, required=True, help="Repeatable.")
+@click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="Processor cores to use.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+def evaluate_command(labels: Path, bundles: tuple[Path, ...], threads: int, json_file: Path | None) -> None:
+    """Compare bundles on the labelled pictures of LABELS, a JSON Lines file."""
+    pages = load_labels(labels)
+    rows = [figures_of(bundle, labels, pages, threads) for bundle in bundles]
+    click.echo("\n".join(table(rows)))
+    if json_file:
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(rows)) + b"\n")

@@ -1,0 +1,60 @@
+"""What a bundle of each target is made of: runtime, file names, rewrites and the packages that make it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from converters.activations import fuse_gelu, fuse_hard_swish
+from converters.passes import (
+    Pass,
+    constant_reshapes,
+    drop_identities,
+    drop_unused,
+    fold_batch_norm,
+    fold_scale_into_consumer,
+    fold_scale_into_producer,
+    gate_residuals,
+    merge_scales,
+    scalars_to_scale,
+)
+from converters.passes_x86 import shuffle_upsampling, split_uneven_strides
+
+COMMON: tuple[Pass, ...] = (
+    drop_identities,
+    constant_reshapes,
+    scalars_to_scale,
+    fuse_hard_swish,
+    fuse_gelu,
+    drop_unused,
+    fold_batch_norm,
+    merge_scales,
+    fold_scale_into_producer,
+    fold_scale_into_consumer,
+    gate_residuals,
+    drop_identities,
+)
+X86: tuple[Pass, ...] = (*COMMON, split_uneven_strides, shuffle_upsampling)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How bundles of one target are made.
+
+    Attributes:
+        engine: the runtime they are for, a key of `agent.engines.ENGINES`.
+        suffixes: of a model's files.
+        passes: rewrites of the graph, in order.
+        needs: packages to import.
+    """
+
+    engine: str
+    suffixes: tuple[str, ...]
+    passes: tuple[Pass, ...]
+    needs: tuple[str, ...]
+
+
+PLANS: dict[str, Plan] = {
+    "x86_64": Plan("paddlelite", (".nb",), X86, ("paddle", "paddlelite")),
+    "aarch64": Plan("paddlelite", (".nb",), COMMON, ("paddle", "paddlelite")),
+    "portable": Plan("onnxruntime", (".onnx",), COMMON, ("paddle", "paddle2onnx", "onnxruntime")),
+    "paddle": Plan("paddle", (".pdmodel", ".pdiparams"), COMMON, ("paddle",)),
+}
