@@ -66,6 +66,7 @@ class Recognizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     height: _Positive = 48
     mean: _Triple = (0.5, 0.5, 0.5)
     std: _Triple = (0.5, 0.5, 0.5)
+    squeeze: Annotated[float, msgspec.Meta(gt=0.3, le=1.0)] = 0.85  # share of a line's natural width it is fed with
     width_step: _Positive = 32
     max_width: _Positive = 3200
 

@@ -30,8 +30,8 @@ class ReaderSettings(msgspec.Struct, frozen=True):
 
     memory_mb: int = 250
     min_score: float = 0.5
-    short_side_px: int = 736
-    long_side_px: int = 2000
+    short_side_px: int = 480
+    long_side_px: int = 1280
     engine: EngineSettings = EngineSettings()
 
 
@@ -184,7 +184,8 @@ class Reader:
 
 def _input_width(quad: Quad, quarters: int, spec: Recognizer, longest: int) -> int:
     across, down = image.side_lengths(orient.turned(quad, quarters))
-    return recognize.bucket(math.ceil(spec.height * across / max(down, 1e-6)), spec.width_step, longest)
+    width = math.ceil(spec.squeeze * spec.height * across / max(down, 1e-6))
+    return recognize.bucket(width, spec.width_step, longest)
 
 
 def _may_turn(line: _Line, base: int, turn: int) -> bool:

@@ -53,7 +53,7 @@ def _is_relu6(op: Any) -> bool:
     if op.type == "clip":
         fixed = not names(op, "Min") and not names(op, "Max")
         return fixed and (attribute(op, "min"), attribute(op, "max")) == (0.0, 6.0)
-    return op.type == "relu6" and attribute(op, "threshold", 6.0) == 6.0
+    return bool(op.type == "relu6" and attribute(op, "threshold", 6.0) == 6.0)
 
 
 def fuse_gelu(graph: Graph) -> int:

@@ -125,7 +125,19 @@ def pages_per_s(scores: Scores) -> float:
 
 def table(rows: Sequence[Figures]) -> list[str]:
     """Return the figures as aligned lines."""
-    head = ("reader", "images", "char_f1", "line_recall", "CAR", "p50 s", "p95 s", "pages/s", "peak MB", "det MB", "rec MB")
+    head = (
+        "reader",
+        "images",
+        "char_f1",
+        "line_recall",
+        "CAR",
+        "p50 s",
+        "p95 s",
+        "pages/s",
+        "peak MB",
+        "det MB",
+        "rec MB",
+    )
     return aligned([head, *(_cells(row) for row in rows)])
 
 

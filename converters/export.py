@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-import agent
-from agent import bundle as bundles
-from agent.bundle import MANIFEST, Manifest, Measured, ModelBundle, ModelName, Target, file_entry, write_manifest
+from agent.bundle import Measured, ModelBundle, Target
 from agent.errors import ConfigError, ConversionError, EngineError
 from converters import native
-from converters.graph import MODEL_FILE, PARAMS_FILE, Graph
+from converters.graph import Array, Graph
+from converters.model import Model, digest_of, graph_files, open_model, size_of
 from converters.passes import rewrite
-from converters.recipe import Recipe, Section, load_recipe
-from converters.signature import Signature, check_characters, check_output, signature
-from converters.sources import SourceModel, Sources, collect, digest_of
-from converters.stages import Stages, locked, tool_versions
+from converters.recipe import Recipe, load_recipe
+from converters.signature import check_characters, check_output
+from converters.sources import Sources, collect
+from converters.stages import Stages, locked
+from converters.tables import aligned, said
 from converters.targets import PLANS, Plan
+from converters.writing import Content, check_place, write_bundle
 
 BUILD = Path("models/build")
-CHARACTERS = "characters.txt"
 _LITE_HOST, _LITE_ARM = "1", "4"  # paddle::lite_api::TargetType
 
 
@@ -54,34 +53,6 @@ class Request(msgspec.Struct, frozen=True):
     force: bool = False
 
 
-class Model(msgspec.Struct, frozen=True):
-    """One model on its way through the stages.
-
-    Attributes:
-        name: det, rec or cls.
-        source: where it came from.
-        sha256: of its two source files.
-        section: its part of the recipe.
-        signature: its declared inputs and outputs.
-        work: a directory of its own.
-    """
-
-    name: ModelName
-    source: SourceModel
-    sha256: str
-    section: Section
-    signature: Signature
-    work: Path
-
-    def shapes(self) -> list[list[int]]:
-        """Return the input shapes to check, the measured one last; what the graph fixes is kept."""
-        return [self._fitted(shape) for shape in (*self.section.check_shapes, self.section.measure_shape)]
-
-    def _fitted(self, shape: Sequence[int]) -> list[int]:
-        height, width = self.signature.height, self.signature.width
-        return [shape[0], shape[1], height if height > 0 else shape[2], width if width > 0 else shape[3]]
-
-
 def convert(request: Request, say: Callable[[str], None] = print) -> ModelBundle:
     """Make a bundle, replace an older one at the same place, and return it as loaded.
 
@@ -99,10 +70,19 @@ def convert(request: Request, say: Callable[[str], None] = print) -> ModelBundle
     _check_request(request, plan)
     label = f"{recipe.name}-{request.target}-{request.precision}"
     output = request.output or BUILD / label
-    _check_output_place(output)
+    check_place(output)
     work = BUILD / ".work" / label
     with locked(work):
-        return _Conversion(request, recipe, plan, work, say).run(output)
+        conversion = _Conversion(request, recipe, plan, Stages(work, say, force=request.force))
+        sources = collect(recipe, work / "source", request.source, request.characters)
+        for name, model in sources.models.items():
+            say(f"{'source ' + name:<14} {model.name}")
+        content = conversion.run(sources, work)
+        written = write_bundle(content, output)
+    say(f"{'write':<14} {output}")
+    for line in table(content.measured) if request.measured else ():
+        say(line)
+    return written
 
 
 def _check_request(request: Request, plan: Plan) -> None:
@@ -114,264 +94,205 @@ def _check_request(request: Request, plan: Plan) -> None:
         raise EngineError(f"--target {request.target} needs {names}, which is not installed here: pip install {names}")
 
 
-def _check_output_place(output: Path) -> None:
-    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file()):
-        raise ConfigError(f"--output {output}: exists and is not a bundle; it is not replaced")
-
-
 class _Conversion:
-    """The stages of one request, in order."""
+    """The stages of one request, each on one model."""
 
-    def __init__(
-        self, request: Request, recipe: Recipe, plan: Plan, work: Path, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, request: Request, recipe: Recipe, plan: Plan, stages: Stages) -> None:
         self.request = request
         self.recipe = recipe
         self.plan = plan
-        self.work = work
-        self.say = say
-        self.stages = Stages(work, say, force=request.force)
+        self.stages = stages
 
-    def run(self, output: Path) -> ModelBundle:
-        """Return the bundle written at `output`."""
-        sources = collect(self.recipe, self.work / "source", self.request.source, self.request.characters)
-        models = [self._model(name, source) for name, source in sources.models.items()]
-        _check_dictionary(models, sources.characters)
+    def run(self, sources: Sources, work: Path) -> Content:
+        """Return what goes into the bundle, checked and measured."""
+        sections, suffixes = self.recipe.sections(), self.plan.suffixes
+        models = tuple(
+            open_model(name, source, sections[name], work / name, suffixes) for name, source in sources.models.items()
+        )
         for model in models:
-            self._fold(model)
-            self._build(model)
-        differences = {model.name: self._check(model) for model in models}
-        rows = [row for model in models for row in self._measure(model, differences[model.name])]
-        written = self._write(output, models, sources, rows)
-        for line in table(rows):
-            self.say(line)
-        return written
+            if model.name == "rec":
+                check_characters(sources.characters, model.signature.classes)
+        rows = [row for model in models for row in self._convert(model)]
+        request, recipe = self.request, self.recipe
+        head = (recipe.name, recipe.version, request.target, request.precision, self.plan.engine)
+        return Content(*head, models, sources.characters, tuple(rows))
 
-    def _model(self, name: ModelName, source: SourceModel) -> Model:
-        sha256 = digest_of([source.directory / MODEL_FILE, source.directory / PARAMS_FILE])
-        told = signature(Graph.load(source.directory), str(source.directory))
-        return Model(name, source, sha256, self.recipe.sections()[name], told, self.work / name)
+    def _convert(self, model: Model) -> list[Measured]:
+        """Take one model through its stages and return its rows of the table."""
+        self._fold(model)
+        self._build(model)
+        self._refer(model)
+        difference = self._check(model)
+        return self._measure(model, difference) if self.request.measured else []
 
     def _fold(self, model: Model) -> None:
-        """Write the rewritten graph to `work/<model>/folded`."""
-        folded = model.work / "folded"
+        """Write the rewritten graph."""
 
         def action() -> dict[str, int]:
             graph = Graph.load(model.source.directory)
             counts = rewrite(graph, self.plan.passes)
             self._check_operators(graph, model)
-            graph.save(folded)
-            return counts
+            graph.save(model.folded)
+            return {name: count for name, count in counts.items() if count}
 
-        files = [folded / MODEL_FILE, folded / PARAMS_FILE]
+        def told(counts: dict[str, int]) -> str:
+            return f"{sum(counts.values())} rewrites"
+
         inputs = [model.sha256, self.request.target]
-        self.stages.run(f"fold {model.name}", inputs, files, action, lambda counts: f"{sum(counts.values())} rewrites")
+        self.stages.run(f"fold {model.name}", inputs, graph_files(model.folded), action, told)
 
     def _check_operators(self, graph: Graph, model: Model) -> None:
+        target = self.request.target
         if self.plan.engine != "paddlelite":
             return
-        target = self.request.target
-        known = set(native.run("supported_operators", target=target))
-        unknown = sorted({op.type for op in graph.ops} - known)
+        unknown = sorted({op.type for op in graph.ops} - set(native.run("supported_operators", target=target)))
         if unknown:
             raise ConversionError(
-                f"{model.source.directory}: Paddle Lite has no operator {', '.join(unknown)} on {target}; try --target portable"
+                f"{model.source.directory}: Paddle Lite has no operator {', '.join(unknown)} on {target}; "
+                "try --target portable"
             )
 
     def _build(self, model: Model) -> None:
-        """Write the target's files to `work/<model>`."""
-        folded = model.work / "folded"
-        files = self._files(model)
-        inputs = digest_of([folded / MODEL_FILE, folded / PARAMS_FILE])
-        self.stages.run(
-            f"build {model.name}", inputs, files, lambda: self._build_files(folded, files), lambda size: f"{size / 1e6:.1f} MB"
-        )
+        """Write the files of the target's runtime."""
 
-    def _build_files(self, folded: Path, files: Sequence[Path]) -> int:
-        if self.plan.engine == "paddlelite":
-            native.run("build_lite", source=folded, out=files[0].with_suffix(""), target=self.request.target, plan=True)
-        elif self.plan.engine == "onnxruntime":
-            native.run("build_onnx", source=folded, out=files[0])
-        else:
-            shutil.copyfile(folded / MODEL_FILE, files[0])
-            shutil.copyfile(folded / PARAMS_FILE, files[1])
-        return sum(file.stat().st_size for file in files)
+        def action() -> int:
+            if self.plan.engine == "paddlelite":
+                self._build_lite(model.name, model.folded, model.built[0], plan=True)
+            elif self.plan.engine == "onnxruntime":
+                native.run("build_onnx", model.name, source=model.folded, out=model.built[0])
+            else:
+                for source, file in zip(graph_files(model.folded), model.built, strict=True):
+                    shutil.copyfile(source, file)
+            return size_of(model.built)
 
-    def _files(self, model: Model) -> list[Path]:
-        return [model.work / f"{model.name}{suffix}" for suffix in self.plan.suffixes]
+        inputs = [digest_of(graph_files(model.folded)), self.request.target]
+        self.stages.run(f"build {model.name}", inputs, model.built, action, lambda size: f"{size / 1e6:.1f} MB")
 
-    def _runnable(self, model: Model) -> tuple[str, list[Path]]:
-        """Return what this machine runs in place of the result: itself, or for another processor its graph."""
-        if self.request.target == "aarch64":
-            return "paddle", [model.work / "folded" / MODEL_FILE, model.work / "folded" / PARAMS_FILE]
-        return self.plan.engine, self._files(model)
+    def _build_lite(self, name: str, source: Path, file: Path, *, plan: bool) -> None:
+        out = file.with_suffix("")
+        native.run("build_lite", name, source=source, out=out, target=self.request.target, plan=plan)
 
-    def _check(self, model: Model) -> float:
-        """Return the largest difference from the source model."""
-        reference = model.work / "reference.npz"
-        source = [model.source.directory / MODEL_FILE, model.source.directory / PARAMS_FILE]
-        shapes = model.shapes()
-
-        def refer() -> None:
-            native.run("infer", engine="paddle", files=source, shapes=shapes, out=reference)
-
-        def compare() -> float:
-            engine, files = self._runnable(model)
-            if self.request.target == "aarch64":
-                check_arm(model.work / "folded", self._files(model)[0], model.work / "arm")
-            return self._difference(model, engine, files)
-
-        self.stages.run(f"source {model.name}", [model.sha256, shapes], [reference], refer, lambda _: f"{len(shapes)} shapes")
-        inputs = [digest_of(self._files(model)), digest_of([reference]), self.recipe.max_difference]
-        told: Callable[[float], str] = lambda difference: f"largest difference {difference:.1e}"
-        return float(self.stages.run(f"check {model.name}", inputs, [], compare, told))
-
-    def _difference(self, model: Model, engine: str, files: Sequence[Path]) -> float:
-        """Return the largest difference of a model's outputs from the source's; refuse one that is too large."""
-        out = model.work / "outputs.npz"
-        native.run("infer", engine=engine, files=files, shapes=model.shapes(), out=out)
-        largest = 0.0
-        for shape, wanted, found in zip(model.shapes(), _arrays(model.work / "reference.npz"), _arrays(out), strict=True):
-            check_output(model.name, shape, wanted.shape, str(model.source.directory))
-            difference = float(np.abs(wanted - found).max()) if wanted.shape == found.shape else float("nan")
-            if not difference <= self.recipe.max_difference:
-                raise ConversionError(
-                    f"{model.name}: output at input {tuple(shape)} differs from the source model's by {difference:.1e}, more "
-                    f"than max_difference = {self.recipe.max_difference:g}: no bundle is written"
-                )
-            largest = max(largest, difference)
-        return largest
-
-    def _measure(self, model: Model, difference: float) -> list[Measured]:
-        """Return the rows of the table: as today's tools make it, and as it is in the bundle."""
-        files = self._files(model)
-        shape = model.shapes()[-1]
-        bundle = Measured(model.name, "bundle", self.plan.engine, tuple(shape), _size(files), None, None, difference)
-        if not self.request.measured:
-            return [bundle]
-        engine, source = self._source_variant(model)
-        inputs = [digest_of(files), model.sha256, shape]
-        here = self.request.target != "aarch64"
-
-        def action() -> list[dict[str, float]]:
-            runs = [native.run("measure", engine=e, files=f, shape=shape) for e, f in ((engine, source), (self.plan.engine, files))]
-            return [*runs, {"difference": self._plain_difference(model, engine, source)}]
-
-        before, after, plain = self.stages.run(f"measure {model.name}", inputs, [], action, _told_times) if here else ({}, {}, {})
-        return [
-            Measured(model.name, "source", engine, tuple(shape), _size(source), before.get("ms"), before.get("resident_mb"), plain.get("difference")),
-            msgspec.structs.replace(bundle, ms=after.get("ms"), resident_mb=after.get("resident_mb")),
-        ]
-
-    def _plain_difference(self, model: Model, engine: str, files: Sequence[Path]) -> float:
-        """Return how far today's way is from the source model, at the measured shape."""
-        out = model.work / "plain.npz"
-        native.run("infer", engine=engine, files=files, shapes=model.shapes()[-1:], out=out)
-        return float(np.abs(_arrays(out)[0] - _arrays(model.work / "reference.npz")[-1]).max())
-
-    def _source_variant(self, model: Model) -> tuple[str, list[Path]]:
-        """Return what a user has without this converter: `paddle_lite_opt` alone, or the source on Paddle Inference."""
-        if self.plan.engine != "paddlelite":
-            return "paddle", [model.source.directory / MODEL_FILE, model.source.directory / PARAMS_FILE]
-        file = model.work / "source.nb"
+    def _refer(self, model: Model) -> None:
+        """Run the source model on every shape, for the others to be compared with."""
+        out, shapes = _reference(model), model.shapes()
 
         def action() -> None:
-            native.run(
-                "build_lite", source=model.source.directory, out=file.with_suffix(""), target=self.request.target, plan=False
+            native.run("infer", model.name, engine="paddle", files=model.source_files, shapes=shapes, out=out)
+            for shape, output in zip(shapes, _arrays(out), strict=True):
+                check_output(model.name, shape, output.shape, str(model.source.directory))
+
+        self.stages.run(f"run {model.name}", [model.sha256, shapes], [out], action, lambda _: f"{len(shapes)} shapes")
+
+    def _check(self, model: Model) -> float:
+        """Return the largest difference from the source model; refuse one that is too large."""
+        emulated = self.request.target == "aarch64"  # this machine cannot run it: its graph is run, its file looked at
+
+        def action() -> float:
+            if emulated:
+                check_arm(model.folded, model.built[0], model.work / "arm")
+                return self._difference(model, "paddle", graph_files(model.folded))
+            return self._difference(model, self.plan.engine, model.built)
+
+        inputs = [digest_of([*model.built, *graph_files(model.folded), _reference(model)]), self.recipe.max_difference]
+        result = self.stages.run(f"check {model.name}", inputs, [], action, lambda d: f"largest difference {d:.1e}")
+        return float(result)
+
+    def _difference(self, model: Model, engine: str, files: Sequence[Path]) -> float:
+        out, shapes = model.work / "outputs.npz", model.shapes()
+        native.run("infer", model.name, engine=engine, files=files, shapes=shapes, out=out)
+        differences = map(difference, _arrays(_reference(model)), _arrays(out))
+        largest, shape = max(zip(differences, shapes, strict=True))
+        if largest > self.recipe.max_difference:
+            raise ConversionError(
+                f"{model.name}: output at input {shape} differs from the source model's by {largest:.1e}, more than "
+                f"max_difference = {self.recipe.max_difference:g}: no bundle is written"
             )
+        return largest
+
+    def _measure(self, model: Model, largest: float) -> list[Measured]:
+        """Return two rows: what a user has without this converter, and the bundle."""
+        engine, source = self._plain(model)
+        shape, inputs = model.shapes()[-1], [digest_of([*source, *model.built]), model.shapes()[-1]]
+
+        def action() -> list[Any]:
+            before = native.run("measure", model.name, engine=engine, files=source, shape=shape)
+            after = native.run("measure", model.name, engine=self.plan.engine, files=model.built, shape=shape)
+            return [before, after, self._plain_difference(model, engine, source)]
+
+        before, after, plain = _NOT_MEASURED
+        if self.request.target != "aarch64":
+            before, after, plain = self.stages.run(f"measure {model.name}", inputs, [], action, _told_times)
+        return [
+            Measured(model.name, "source", engine, shape, size_of(source), **before, max_difference=plain),
+            Measured(
+                model.name, "bundle", self.plan.engine, shape, size_of(model.built), **after, max_difference=largest
+            ),
+        ]
+
+    def _plain(self, model: Model) -> tuple[str, list[Path]]:
+        """Return what a user has today: `paddle_lite_opt` alone, or the source on Paddle Inference."""
+        if self.plan.engine != "paddlelite":
+            return "paddle", model.source_files
+        file = model.work / "plain.nb"
+
+        def action() -> None:
+            self._build_lite(model.name, model.source.directory, file, plan=False)
 
         self.stages.run(f"plain {model.name}", model.sha256, [file], action, lambda _: "straight from paddle_lite_opt")
         return "paddlelite", [file]
 
-    def _write(self, output: Path, models: Sequence[Model], sources: Sources, rows: Sequence[Measured]) -> ModelBundle:
-        """Write the bundle beside its place, check it there, then swap it in."""
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = output.with_name(f".{output.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        for model in models:
-            for file in self._files(model):
-                shutil.copyfile(file, partial / file.name)
-        shutil.copyfile(sources.characters, partial / CHARACTERS)
-        write_manifest(partial, self._manifest(partial, models, rows))
-        machine = self.request.target if self.request.target in ("x86_64", "aarch64") else None
-        ModelBundle.load(partial, machine=machine)
-        swap(partial, output)
-        self.say(f"{'write':<14} {output}")
-        return ModelBundle.load(output, machine=machine)
-
-    def _manifest(self, directory: Path, models: Sequence[Model], rows: Sequence[Measured]) -> Manifest:
-        tools = ", ".join(f"{name} {version}" for name, version in tool_versions().items())
-        return Manifest(
-            schema=bundles.SCHEMA,
-            name=self.recipe.name,
-            version=self.recipe.version,
-            target=self.request.target,
-            precision=self.request.precision,
-            made_by=f"edge-ocr {agent.__version__} ({tools})",
-            files={file.name: file_entry(file) for file in sorted(directory.iterdir())},
-            measured=tuple(row for row in rows if row.ms is not None),
-            **{model.name: self._entry(model) for model in models},
-        )
-
-    def _entry(self, model: Model) -> bundles.Detector | bundles.Recognizer | bundles.Classifier:
-        kinds = {"det": bundles.Detector, "rec": bundles.Recognizer, "cls": bundles.Classifier}
-        kind = kinds[model.name]
-        values = {f: getattr(model.section, f) for f in kind.__struct_fields__ if hasattr(model.section, f)}
-        values |= {"files": {self.plan.engine: tuple(file.name for file in self._files(model))}}
-        values |= {"source": bundles.Source(model.source.name, model.sha256)}
-        values |= {"characters": CHARACTERS, "classes": model.signature.classes} if model.name == "rec" else {}
-        if model.name != "det" and model.signature.height > 0:
-            values["height"] = model.signature.height
-        return kind(**values)
+    def _plain_difference(self, model: Model, engine: str, files: Sequence[Path]) -> float:
+        """Return how far today's way is from the source model, at the measured shape."""
+        out = model.work / "plain.npz"
+        native.run("infer", model.name, engine=engine, files=files, shapes=model.shapes()[-1:], out=out)
+        return difference(_arrays(_reference(model))[-1], _arrays(out)[0])
 
 
-def _check_dictionary(models: Sequence[Model], characters: Path) -> None:
-    for model in models:
-        if model.name == "rec":
-            check_characters(characters, model.signature.classes)
+_NOT_MEASURED: tuple[dict[str, Any], dict[str, Any], float | None] = (
+    {"ms": None, "resident_mb": None},
+    {"ms": None, "resident_mb": None},
+    None,
+)
 
 
 def check_arm(folded: Path, built: Path, work: Path) -> None:
     """Check an ARM model as far as a machine that cannot run it can: kernels and weights.
 
+    Args:
+        folded: directory of the graph it was built from.
+        built: the `.nb` file.
+        work: a directory to be made.
+
     Raises:
         ConversionError: an operator is left to another processor, or weights are missing.
     """
-    kernels = native.run("list_kernels", source=folded, out=work, target="aarch64")
+    shutil.rmtree(work, ignore_errors=True)
+    kernels = native.run("list_kernels", built.stem, source=folded, out=work, target="aarch64")
     foreign = [kernel for kernel in kernels if kernel.split("/")[2:3] not in ([_LITE_HOST], [_LITE_ARM])]
-    if foreign:
-        raise ConversionError(f"{built.name}: operator {foreign[0]} has no kernel for ARM")
+    if foreign or not kernels:
+        raise ConversionError(f"{built.name}: operator {foreign[0] if foreign else '?'} has no kernel for ARM")
     weights = (work / "params").stat().st_size
     if built.stat().st_size < weights:
         raise ConversionError(f"{built.name}: {built.stat().st_size} bytes cannot hold {weights} bytes of weights")
 
 
-def swap(new: Path, place: Path) -> None:
-    """Move a directory to its place; what was there stays until the new one can take it."""
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        os.rename(place, old)
-    try:
-        os.rename(new, place)
-    except OSError:
-        if old.exists():
-            os.rename(old, place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def difference(wanted: Array, found: Array) -> float:
+    """Return the largest difference of two outputs; infinite when they are not comparable."""
+    if wanted.shape != found.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(wanted.astype(np.float64) - found).max())
 
 
-def _arrays(file: Path) -> list[np.ndarray]:
+def _reference(model: Model) -> Path:
+    return model.work / "reference.npz"
+
+
+def _arrays(file: Path) -> list[Array]:
     with np.load(file) as archive:
         return [archive[name] for name in archive.files]
 
 
-def _size(files: Sequence[Path]) -> int:
-    return sum(file.stat().st_size for file in files)
-
-
-def _told_times(rows: Sequence[dict[str, float]]) -> str:
+def _told_times(rows: Sequence[Any]) -> str:
     before, after, _ = rows
     return f"{before['ms']:.1f} -> {after['ms']:.1f} ms, {before['resident_mb']:.0f} -> {after['resident_mb']:.0f} MB"
 
@@ -379,15 +300,9 @@ def _told_times(rows: Sequence[dict[str, float]]) -> str:
 def table(rows: Sequence[Measured]) -> list[str]:
     """Return the measured rows as aligned lines."""
     head = ("model", "variant", "engine", "input", "size MB", "ms", "resident MB", "largest difference")
-    cells = [head, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
+    return aligned([head, *(_cells(row) for row in rows)])
 
 
 def _cells(row: Measured) -> tuple[str, ...]:
-    def said(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    shape = "x".join(map(str, row.shape))
     numbers = (said(row.ms, ".1f"), said(row.resident_mb, ".0f"), said(row.max_difference, ".1e"))
-    return (row.model, row.variant, row.engine, shape, f"{row.bytes / 1e6:.1f}", *numbers)
+    return (row.model, row.variant, row.engine, "x".join(map(str, row.shape)), f"{row.bytes / 1e6:.1f}", *numbers)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from agent.errors import ConversionError
 
@@ -19,11 +20,24 @@ MODEL_FILE = "inference.pdmodel"
 PARAMS_FILE = "inference.pdiparams"
 
 # framework.proto, VarType.Type: the kinds a parameter may have, and the kind of variable that holds one.
-_DTYPES = {0: np.dtype(bool), 2: np.dtype(np.int32), 3: np.dtype(np.int64), 5: np.dtype(np.float32)}
+_FLOAT32 = 5
+_DTYPES = {0: np.dtype(bool), 2: np.dtype(np.int32), 3: np.dtype(np.int64), _FLOAT32: np.dtype(np.float32)}
 _LOD_TENSOR = 7
 # framework.proto, AttrType: the field that holds a value of each type.
-_ATTR_FIELDS = {0: "i", 1: "f", 2: "s", 3: "ints", 4: "floats", 5: "strings", 6: "b", 9: "l", 11: "longs", 15: "float64"}
+_ATTR_FIELDS = {
+    0: "i",
+    1: "f",
+    2: "s",
+    3: "ints",
+    4: "floats",
+    5: "strings",
+    6: "b",
+    9: "l",
+    11: "longs",
+    15: "float64",
+}
 
+Array = npt.NDArray[Any]
 Value = bool | int | float | str | Sequence[int] | Sequence[float] | Sequence[str]
 
 
@@ -82,7 +96,7 @@ class Graph:
         params: parameter name to array.
     """
 
-    def __init__(self, program: Any, params: dict[str, np.ndarray]) -> None:
+    def __init__(self, program: Any, params: dict[str, Array]) -> None:
         self.program = program
         self.params = params
 
@@ -96,7 +110,9 @@ class Graph:
         program = schema().ProgramDesc()
         _parse(program, _read(directory, MODEL_FILE), directory / MODEL_FILE)
         if len(program.blocks) != 1 or not program.blocks[0].ops:
-            raise ConversionError(f"{directory / MODEL_FILE}: expected one block of operators, found {len(program.blocks)}")
+            raise ConversionError(
+                f"{directory / MODEL_FILE}: expected one block of operators, found {len(program.blocks)}"
+            )
         graph = cls(program, read_params(_read(directory, PARAMS_FILE), _saved_names(program), directory / PARAMS_FILE))
         graph._check_single_assignment(directory / MODEL_FILE)
         return graph
@@ -134,9 +150,11 @@ class Graph:
         """Return who writes and who reads each variable, as the graph is now."""
         return Links(self.ops)
 
-    def add_param(self, name: str, value: np.ndarray) -> str:
+    def add_param(self, name: str, value: Array) -> str:
         """Add a float32 parameter under a name that is not yet taken and return that name."""
-        name = self.add_variable(name, value.shape, like=next(iter(self.params)))
+        name = self.add_variable(name, value.shape, like=self.outputs()[0])
+        var = self._var(name)
+        var.persistable, var.type.lod_tensor.tensor.data_type = True, _FLOAT32
         self.params[name] = value.astype(np.float32)
         return name
 
@@ -157,7 +175,7 @@ class Graph:
         var.type.lod_tensor.tensor.dims[:] = shape
         return name
 
-    def replace_param(self, op: Any, slot: str, value: np.ndarray) -> None:
+    def replace_param(self, op: Any, slot: str, value: Array) -> None:
         """Give an operator its own changed copy of a parameter, which others may share."""
         name = self.add_param(f"{only(op, slot)}.folded", value)
         for entry in op.inputs:
@@ -195,7 +213,9 @@ class Graph:
                 slot.arguments[:] = [source if name == old else name for name in slot.arguments]
         self.remove([op])
 
-    def new_op(self, kind: str, inputs: Mapping[str, Sequence[str]], out: Mapping[str, str], **attributes: Value) -> Any:
+    def new_op(
+        self, kind: str, inputs: Mapping[str, Sequence[str]], out: Mapping[str, str], **attributes: Value
+    ) -> Any:
         """Return an operator that is not yet in the graph."""
         op = type(self.ops[0])()
         become(op, kind, inputs, {slot: [name] for slot, name in out.items()}, **attributes)
@@ -289,7 +309,13 @@ def become(
             slot = table.add()
             slot.parameter = parameter
             slot.arguments.extend(arguments)
-    every = {"op_role": 0, "op_role_var": [], "op_namescope": "/", "op_device": "", "with_quant_attr": False}
+    every: dict[str, Value] = {
+        "op_role": 0,
+        "op_role_var": [],
+        "op_namescope": "/",
+        "op_device": "",
+        "with_quant_attr": False,
+    }
     for name, value in {**every, **attributes}.items():
         set_attribute(op, name, value)
 
@@ -297,7 +323,7 @@ def become(
 # ------------------------------------------------------------------------------------------- parameter file
 
 
-def read_params(raw: bytes, order: Sequence[str], path: Path) -> dict[str, np.ndarray]:
+def read_params(raw: bytes, order: Sequence[str], path: Path) -> dict[str, Array]:
     """Parse a combined parameter file: one serialised LoDTensor per name, in this order.
 
     Raises:
@@ -311,7 +337,7 @@ def read_params(raw: bytes, order: Sequence[str], path: Path) -> dict[str, np.nd
     return params
 
 
-def _read_tensor(raw: bytes, at: int, what: str) -> tuple[np.ndarray, int]:
+def _read_tensor(raw: bytes, at: int, what: str) -> tuple[Array, int]:
     """Return the tensor at an offset and the offset after it.
 
     Layout (paddle/fluid/framework/lod_tensor.cc): u32 version, u64 LoD levels, u32 tensor version, i32 length,
@@ -336,7 +362,7 @@ def _read_tensor(raw: bytes, at: int, what: str) -> tuple[np.ndarray, int]:
     return value, data + value.nbytes
 
 
-def write_params(params: Mapping[str, np.ndarray]) -> bytes:
+def write_params(params: Mapping[str, Array]) -> bytes:
     """Return a combined parameter file: the tensors sorted by name, as Paddle saves them."""
     chunks = []
     numbers = {dtype: number for number, dtype in _DTYPES.items()}
@@ -355,7 +381,9 @@ def _read(directory: Path, file: str) -> bytes:
     try:
         return (directory / file).read_bytes()
     except OSError as error:
-        raise ConversionError(f"{directory / file}: {error.strerror}; a model is {MODEL_FILE} and {PARAMS_FILE}") from error
+        raise ConversionError(
+            f"{directory / file}: {error.strerror}; a model is {MODEL_FILE} and {PARAMS_FILE}"
+        ) from error
 
 
 def _parse(message: Any, raw: bytes, what: object) -> None:

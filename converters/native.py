@@ -27,8 +27,13 @@ LITE_TARGETS = {"x86_64": "x86", "aarch64": "arm"}
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(job: str, **arguments: object) -> Any:
+def run(job: str, model: str = "", **arguments: object) -> Any:
     """Run a job in a new process and return what it returned (anything JSON can hold).
+
+    Args:
+        job: a key of `JOBS`.
+        model: what to call the model in an error.
+        arguments: of the job.
 
     Raises:
         ConversionError: the process failed; the message ends with the last line it printed.
@@ -37,12 +42,16 @@ def run(job: str, **arguments: object) -> Any:
     ended = subprocess.run(
         [sys.executable, "-m", "converters.native", job, json.dumps(arguments, default=str)],
         env={**os.environ, "PYTHONPATH": path, "GLOG_minloglevel": "2"},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     if ended.returncode:
         said = [line for line in ended.stderr.splitlines() if line.strip()]
         how = f"signal {-ended.returncode}" if ended.returncode < 0 else f"status {ended.returncode}"
-        raise ConversionError(f"{job}: {said[-1].strip() if said else 'no message'} ({how})")
+        raise ConversionError(f"{job} {model}".rstrip() + f": {said[-1].strip() if said else 'no message'} ({how})")
     return json.loads(ended.stdout)
 
 
@@ -89,13 +98,15 @@ def _build_with_memory_plan(source: str, out: str) -> None:
     config = lite.CxxConfig()
     config.set_model_file(f"{source}/inference.pdmodel")
     config.set_param_file(f"{source}/inference.pdiparams")
-    config.set_valid_places([
-        lite.Place(kind.X86, precision.INT8),
-        lite.Place(kind.X86, precision.FP32),
-        lite.Place(kind.X86, precision.INT64),
-        lite.Place(kind.Host, precision.FP32),
-        lite.Place(kind.ARM, precision.FP64, lite.DataLayoutType.ImageNW),
-    ])
+    config.set_valid_places(
+        [
+            lite.Place(kind.X86, precision.INT8),
+            lite.Place(kind.X86, precision.FP32),
+            lite.Place(kind.X86, precision.INT64),
+            lite.Place(kind.Host, precision.FP32),
+            lite.Place(kind.ARM, precision.FP64, lite.DataLayoutType.ImageNW),
+        ]
+    )
     lite.create_paddle_predictor(config).save_optimized_model(out)
 
 
@@ -154,9 +165,9 @@ def infer(engine: str, files: list[str], shapes: list[list[int]], out: str) -> N
     np.savez(out, *outputs)
 
 
-def measure(engine: str, files: list[str], shape: list[int]) -> dict[str, float]:
+def measure(engine: str, files: list[str], shape: list[int], threads: int = 1) -> dict[str, float]:
     """Return the median time of a run in ms and the process's peak resident memory in MB."""
-    model, x, times = _open(engine, files), noise(shape), []
+    model, x, times = _open(engine, files, threads), noise(shape), []
     for _ in range(WARM_RUNS + TIMED_RUNS):
         began = time.perf_counter()
         model.run(x)
@@ -164,8 +175,8 @@ def measure(engine: str, files: list[str], shape: list[int]) -> dict[str, float]
     return {"ms": statistics.median(times[WARM_RUNS:]) * 1e3, "resident_mb": peak_resident_mb()}
 
 
-def _open(engine: str, files: list[str]) -> Engine:
-    return open_files(engine, tuple(Path(file) for file in files), EngineSettings(engine=engine, threads=1))
+def _open(engine: str, files: list[str], threads: int = 1) -> Engine:
+    return open_files(engine, tuple(Path(file) for file in files), EngineSettings(engine=engine, threads=threads))
 
 
 def peak_resident_mb() -> float:

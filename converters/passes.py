@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.graph import Graph, Links, all_inputs, all_outputs, attribute, become, names, only, result
+from converters.graph import Array, Graph, Links, all_inputs, all_outputs, attribute, become, names, only, result
 
 CONVOLUTIONS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "depthwise_conv2d_transpose")
 MATMULS = ("matmul_v2", "matmul", "mul")
@@ -76,7 +76,7 @@ def constant_reshapes(graph: Graph) -> int:
         tensors, shape = names(op, "ShapeTensor"), attribute(op, "shape", [])
         if op.type != "reshape2" or not tensors or len(tensors) != len(shape) or shape.count(-1) != 1:
             continue
-        if all(length in (-1, _filled(producers.get(name))) for name, length in zip(tensors, shape)):
+        if all(length in (-1, _filled(producers.get(name))) for name, length in zip(tensors, shape, strict=True)):
             for slot in op.inputs:
                 if slot.parameter == "ShapeTensor":
                     del slot.arguments[:]
@@ -208,7 +208,7 @@ def _is_frozen(op: Any) -> bool:
     return bool(frozen) and attribute(op, "data_layout", "NCHW") in ("NCHW", "AnyLayout")
 
 
-def _batch_norm_affine(graph: Graph, op: Any) -> tuple[np.ndarray, np.ndarray]:
+def _batch_norm_affine(graph: Graph, op: Any) -> tuple[Array, Array]:
     gamma, beta, mean, variance = (graph.params[only(op, slot)] for slot in ("Scale", "Bias", "Mean", "Variance"))
     scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + attribute(op, "epsilon", 1e-5))
     return scale, beta - mean * scale
@@ -316,21 +316,23 @@ def adds_per_channel(graph: Graph, conv: Any, add: Any) -> bool:
     return attribute(add, "axis", -1) == -1 and shape in ((channels, 1, 1), (1, channels, 1, 1))
 
 
-def _change_bias(graph: Graph, add: Any, scale: np.ndarray | np.float64, shift: np.ndarray | np.float64) -> None:
+def _change_bias(graph: Graph, add: Any, scale: Array | np.float64, shift: Array | np.float64) -> None:
     """Let an addition add scale * bias + shift; both are one number, or one per channel."""
     bias = graph.params[only(add, "Y")]
     changed = bias.astype(np.float64).reshape(-1) * scale + shift
     graph.replace_param(add, "Y", changed.reshape(bias.shape))
 
 
-def _scaled_filter(graph: Graph, conv: Any, scale: np.ndarray) -> np.ndarray:
+def _scaled_filter(graph: Graph, conv: Any, scale: Array) -> Array:
     """Return a convolution's filters times one number per output channel."""
-    weights = graph.params[only(conv, "Filter")].astype(np.float64)
+    weights: Array = graph.params[only(conv, "Filter")].astype(np.float64)
     if not conv.type.endswith("transpose"):  # (out, in / groups, kh, kw)
-        return weights * scale.reshape(-1, 1, 1, 1)
+        weights *= scale.reshape(-1, 1, 1, 1)
+        return weights
     groups = attribute(conv, "groups", 1)  # (in, out / groups, kh, kw)
-    split = weights.reshape(groups, -1, *weights.shape[1:]) * scale.reshape(groups, 1, -1, 1, 1)
-    return split.reshape(weights.shape)
+    grouped = weights.reshape(groups, -1, *weights.shape[1:])  # a view
+    grouped *= scale.reshape(groups, 1, -1, 1, 1)
+    return weights
 
 
 def _output_channels(graph: Graph, conv: Any) -> int:
@@ -338,7 +340,7 @@ def _output_channels(graph: Graph, conv: Any) -> int:
     return int(shape[1] * attribute(conv, "groups", 1)) if conv.type.endswith("transpose") else int(shape[0])
 
 
-def _become_bias(graph: Graph, op: Any, source: str, target: str, bias: np.ndarray) -> None:
+def _become_bias(graph: Graph, op: Any, source: str, target: str, bias: Array) -> None:
     name = graph.add_param(f"{target}.bias", bias)
     become(op, "elementwise_add", {"X": [source], "Y": [name]}, {"Out": [target]}, axis=1)
 

@@ -35,7 +35,7 @@ def open_peer(package: str, threads: int) -> Any:
 def found_lines(package: str, result: Any) -> list[dict[str, object]]:
     """Return lines as rows; the two packages answer in different forms, and with None for a blank page."""
     if package == "rapidocr":
-        triples = zip(result.boxes, result.txts, result.scores) if result.boxes is not None else ()
+        triples = zip(result.boxes, result.txts, result.scores, strict=True) if result.boxes is not None else ()
     else:
         triples = result[0] or ()
     return [

@@ -45,7 +45,10 @@ def signature(graph: Graph, origin: str) -> Signature:
     if len(outputs) != 1:
         raise ConversionError(f"{origin}: has {len(outputs)} outputs; a PP-OCR inference model has one")
     out = graph.shape(outputs[0])
-    return Signature(_kind(out, origin), shape[2], shape[3], out[-1] if len(out) < 4 else -1)
+    kind = _kind(out, origin)
+    if kind == "rec" and out[-1] < 1:
+        raise ConversionError(f"{origin}: output has shape {_said(out)}; a recogniser declares its number of classes")
+    return Signature(kind, shape[2], shape[3], out[-1] if kind != "det" else -1)
 
 
 def _input_shape(graph: Graph, origin: str) -> list[int]:
@@ -102,8 +105,8 @@ def check_characters(path: Path, classes: int) -> None:
     count = len(lines) - (not lines[-1])
     if count not in (classes - 1, classes - 2):
         raise ConversionError(
-            f"{path}: {count} characters do not fit a recogniser of {classes} classes (blank, {classes - 2} characters, "
-            f"space): name its dictionary with --characters FILE"
+            f"{path}: {count} characters do not fit a recogniser of {classes} classes (blank, {classes - 2} "
+            "characters, space): name its dictionary with --characters FILE"
         )
 
 

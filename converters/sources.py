@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -70,7 +69,9 @@ def collect(recipe: Recipe, work: Path, source: Path | None = None, characters: 
 
 def _members(recipe: Recipe, folders: dict[str, str]) -> dict[str, str]:
     """Return member of the package -> file in the work directory."""
-    table = {f"{folder}/{file}": f"{name}/{file}" for name, folder in folders.items() for file in (MODEL_FILE, PARAMS_FILE)}
+    table = {
+        f"{folder}/{file}": f"{name}/{file}" for name, folder in folders.items() for file in (MODEL_FILE, PARAMS_FILE)
+    }
     return {**table, recipe.rec.characters: "characters.txt"}
 
 
@@ -103,7 +104,8 @@ def _model_directories(source: Path) -> list[Path]:
     newer = [directory for directory in nearby if (directory / "inference.json").exists()]
     if newer:
         raise ConversionError(
-            f"{newer[0]}: holds inference.json, the format of Paddle 3; export it with FLAGS_enable_pir_api=0 to get {MODEL_FILE}"
+            f"{newer[0]}: holds inference.json, the format of Paddle 3; "
+            f"export the model with FLAGS_enable_pir_api=0 to get {MODEL_FILE}"
         )
     raise ConversionError(f"{source}: neither it nor its folders hold {MODEL_FILE}")
 
@@ -142,14 +144,19 @@ def _download(package: Package, cache: Path) -> None:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
             ended = subprocess.run(
                 [*command, "--only-binary", ":all:", "--dest", partial, package.requirement],
-                stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             file = Path(partial) / package.wheel
             if ended.returncode or not file.is_file():
                 raise ConversionError(_no_download(package, cache, ended.stderr))
             os.replace(file, cache / package.wheel)
     except OSError as error:
-        raise ConversionError(f"{error.filename}: {error.strerror}: set XDG_CACHE_HOME to a directory that can be written") from error
+        raise ConversionError(
+            f"{error.filename}: {error.strerror}: set XDG_CACHE_HOME to a directory that can be written"
+        ) from error
 
 
 def _no_download(package: Package, cache: Path, told: str) -> str:
@@ -182,13 +189,3 @@ def _copy_member(archive: zipfile.ZipFile, member: str, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(member) as source, file.open("wb") as target:
         shutil.copyfileobj(source, target)
-
-
-def digest_of(files: Iterable[Path]) -> str:
-    """Return one sha256 of several files, in order."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

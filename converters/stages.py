@@ -15,7 +15,7 @@ from typing import Any
 from agent.bundle import sha256_of
 from agent.errors import ConversionError
 
-CODE = ("graph.py", "passes.py", "passes_x86.py", "activations.py", "targets.py", "native.py", "export.py", "signature.py")
+CODE = ("graph.py", "passes.py", "passes_x86.py", "activations.py", "targets.py", "native.py", "export.py")
 TOOLS = ("paddlepaddle", "paddlelite", "paddle2onnx", "onnxruntime", "numpy")
 
 

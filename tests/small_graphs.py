@@ -1,0 +1,135 @@
+"""Small Paddle graphs for the tests of the rewrites, and a way to run them."""
+
+import copy
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from converters.graph import Graph, all_inputs, become, schema
+
+RNG = np.random.default_rng(3)
+CONV = {
+    "strides": [1, 1], "paddings": [0, 0], "dilations": [1, 1], "groups": 1,
+    "padding_algorithm": "EXPLICIT", "data_format": "NCHW",
+}  # fmt: skip
+NORM = {"epsilon": 1e-3, "is_test": True, "momentum": 0.9, "data_layout": "NCHW"}
+
+
+class Builder:
+    """Writes a graph operator by operator; variables are named by the operator's type and a number."""
+
+    def __init__(self) -> None:
+        self.program = schema().ProgramDesc()
+        self.block = self.program.blocks.add(idx=0, parent_idx=-1)
+        self.params: dict[str, np.ndarray] = {}
+        self.count = itertools.count()
+        for name, kind in (("feed", 9), ("fetch", 10)):
+            self.block.vars.add(name=name, persistable=True).type.type = kind
+
+    def variable(self, name: str, shape: list[int], dtype: int = 5) -> str:
+        var = self.block.vars.add(name=name)
+        var.type.type = 7
+        var.type.lod_tensor.tensor.data_type = dtype
+        var.type.lod_tensor.tensor.dims.extend(shape)
+        return name
+
+    def input(self, *shape: int) -> str:
+        become(self.block.ops.add(), "feed", {"X": ["feed"]}, {"Out": [self.variable("x", list(shape))]}, col=0)
+        return "x"
+
+    def param(self, *shape: int, value: object = None, positive: bool = False) -> str:
+        name = self.variable(f"w{next(self.count)}", list(shape))
+        self.block.vars[-1].persistable = True
+        array = RNG.normal(size=shape) if value is None else np.full(shape, value)
+        self.params[name] = (np.abs(array) + 0.5 if positive else array).astype(np.float32)
+        return name
+
+    def op(self, kind: str, out: str = "Out", dims: tuple[int, ...] = (-1, -1, -1, -1), **slots: object) -> str:
+        """Add an operator; capitalised arguments are inputs, the others attributes. Returns its output's name."""
+        inputs = {k: [v] if isinstance(v, str) else v for k, v in slots.items() if k[0].isupper()}
+        name = self.variable(f"{kind}_{next(self.count)}", list(dims), 3 if slots.get("dtype") == 3 else 5)
+        attributes = {k: v for k, v in slots.items() if not k[0].isupper()}
+        become(self.block.ops.add(), kind, inputs, {out: [name]}, **attributes)
+        return name
+
+    def conv(self, x: str, filters: str, kind: str = "conv2d", **changed: object) -> str:
+        return self.op(kind, "Output", Input=x, Filter=filters, **{**CONV, **changed})
+
+    def norm(self, x: str, channels: int, **changed: object) -> str:
+        slots = {
+            slot: self.param(channels, positive=slot == "Variance") for slot in ("Scale", "Bias", "Mean", "Variance")
+        }
+        name = self.op("batch_norm", "Y", X=x, **slots, **{**NORM, **changed})
+        for slot in ("MeanOut", "VarianceOut", "SavedMean", "SavedVariance"):
+            target = slots[slot[:-3]] if slot.endswith("Out") else self.variable(f"{name}.{slot}", [channels])
+            self.block.ops[-1].outputs.add(parameter=slot, arguments=[target])
+        return name
+
+    def add(self, x: str, y: str, axis: int = -1) -> str:
+        return self.op("elementwise_add", X=x, Y=y, axis=axis)
+
+    def mul(self, x: str, y: str, axis: int = -1) -> str:
+        return self.op("elementwise_mul", X=x, Y=y, axis=axis)
+
+    def scale(self, x: str, scale: float, bias: float = 0.0, *, after: bool = True) -> str:
+        return self.op("scale", X=x, scale=scale, bias=bias, bias_after_scale=after)
+
+    def graph(self, *outputs: str) -> Graph:
+        for col, name in enumerate(outputs):
+            become(self.block.ops.add(), "fetch", {"X": [name]}, {"Out": ["fetch"]}, col=col)
+        return Graph(self.program, self.params)
+
+
+def kinds(graph: Graph) -> list[str]:
+    """Return the types of a graph's operators, without its ends."""
+    return [op.type for op in graph.ops if op.type not in ("feed", "fetch")]
+
+
+def readers(graph: Graph, name: str) -> int:
+    return sum(all_inputs(op).count(name) for op in graph.ops)
+
+
+def _with_parameter(graph: Graph) -> Graph:
+    """Return a copy that has a parameter: Paddle loads no model without one."""
+    copied = copy.deepcopy(graph)
+    one, out = copied.add_param("one", np.ones(1)), copied.outputs()[0]
+    scaled = copied.add_variable("scaled", copied.shape(out), like=out)
+    fetch = copied.ops[-1]
+    fetch.inputs[0].arguments[:] = [scaled]
+    product = copied.new_op("elementwise_mul", {"X": [out], "Y": [one]}, {"Out": scaled}, axis=-1)
+    copied.replace_ops([*copied.ops[:-1], product, fetch])
+    return copied
+
+
+class Paddle:
+    """Runs graphs on Paddle Inference without its own optimisations."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.count = itertools.count()
+        self.child = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("paddle_worker.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+
+    def run(self, graph: Graph, x: np.ndarray) -> np.ndarray:
+        directory = self.work / str(next(self.count))
+        _with_parameter(graph).save(directory)
+        return self.run_directory(directory, x)
+
+    def run_directory(self, directory: Path, x: np.ndarray) -> np.ndarray:
+        given, out = self.work / "given.npy", self.work / "out.npy"
+        np.save(given, x)
+        self.child.stdin.write(f"{directory}\t{given}\t{out}\n")
+        self.child.stdin.flush()
+        answer = self.child.stdout.readline().strip()
+        assert answer == "done", answer
+        return np.load(out)
+
+    def close(self) -> None:
+        self.child.stdin.close()
+        self.child.stdout.close()
+        self.child.wait(10)
