@@ -31,8 +31,6 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-
-
 def read_files(reader: Reader, files: Sequence[Path], overlay: Path | None) -> Iterator[tuple[PageResult, ExitCode]]:
     """Read pictures in turn.
 

@@ -219,7 +219,9 @@ def _parse(raw: bytes, path: Path) -> Manifest:
     try:
         head = msgspec.toml.decode(raw, type=Head)
         if head.schema > SCHEMA:
-            raise BundleError(f"{path}: bundle format {head.schema} is newer than this version reads ({SCHEMA}): update")
+            raise BundleError(
+                f"{path}: bundle format {head.schema} is newer than this version reads ({SCHEMA}): update"
+            )
         return msgspec.toml.decode(raw, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
         raise BundleError(f"{path}: not a bundle manifest: {error}") from error

@@ -23,9 +23,15 @@ Tensor = npt.NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """One loaded model."""
+    """One loaded model.
+
+    Attributes:
+        name: its key in `ENGINES`.
+        uses_threads: whether it spreads one run over `EngineSettings.threads` cores.
+    """
 
     name: str
+    uses_threads: bool
 
     def run(self, x: Tensor) -> Tensor:
         """Return the model's first output for a C-contiguous float32 batch (N, 3, H, W)."""
@@ -67,6 +73,7 @@ class PaddleLite:
     """
 
     name = "paddlelite"
+    uses_threads = False
 
     def __init__(self, files: tuple[Path, ...], settings: EngineSettings) -> None:
         self._lite = _import_paddle_lite()
@@ -101,6 +108,7 @@ class OnnxRuntime:
     """An `.onnx` model on ONNX Runtime, with its memory arena off: the arena keeps the largest shape ever seen."""
 
     name = "onnxruntime"
+    uses_threads = True
 
     def __init__(self, files: tuple[Path, ...], settings: EngineSettings) -> None:
         onnxruntime = _import("onnxruntime", "pip install onnxruntime")
@@ -130,6 +138,7 @@ class PaddleInference:
     """A Paddle inference program on Paddle's full runtime: for machines with a GPU; on a CPU it is the heaviest."""
 
     name = "paddle"
+    uses_threads = True
 
     def __init__(self, files: tuple[Path, ...], settings: EngineSettings) -> None:
         inference = _import("paddle.inference", "pip install paddlepaddle (or paddlepaddle-gpu)")

@@ -13,15 +13,12 @@ from pathlib import Path
 import cv2
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from agent.bundle import sha256_of
 from agent.errors import FrameError, InputError
 from agent.header import Header, open_regular, read_header
 from agent.memory import MB, Budget
 from agent.page import Frame, Pixels, Quad, TextLine
-
-Tensor = npt.NDArray[np.float32]
 
 _JPEG_TAIL_BYTES = 1 << 20
 _COLOUR_AT = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
@@ -214,16 +211,6 @@ def window(pixels: Pixels, piece: Tile) -> Pixels:
     part = pixels[piece.top : piece.top + piece.height, piece.left : piece.left + piece.width]
     below, right = piece.height - part.shape[0], piece.width - part.shape[1]
     return cv2.copyMakeBorder(part, 0, below, 0, right, cv2.BORDER_REPLICATE) if below or right else part
-
-
-def to_tensor(pixels: Pixels, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return float32 (1, 3, H, W) of (pixel / 255 - mean) / std for uint8 (H, W, 3) or grey (H, W)."""
-    tensor = np.empty((1, 3, *pixels.shape[:2]), np.float32)
-    for channel in range(3):
-        plane = pixels[:, :, channel] if pixels.ndim == 3 else pixels
-        np.multiply(plane, np.float32(1 / 255 / std[channel]), out=tensor[0, channel])
-        tensor[0, channel] -= np.float32(mean[channel] / std[channel])
-    return tensor
 
 
 def scaled(pixels: Pixels, width: int, height: int) -> Pixels:

@@ -45,23 +45,25 @@ class Budget(msgspec.Struct, frozen=True):
     line_px: int
 
     @classmethod
-    def plan(cls, limit_mb: int, resident_bytes: int) -> Budget:
+    def plan(cls, limit_mb: int, resident_bytes: int, processes: int = 1) -> Budget:
         """Share out what is left of the limit once the runtime is loaded.
 
         Args:
-            limit_mb: what the whole process may have resident, in MB of 2**20 bytes.
+            limit_mb: what all processes together may have resident, in MB of 2**20 bytes.
             resident_bytes: what it has now, models loaded and no page read.
+            processes: how many run models at the same time.
 
         Raises:
             BudgetError: not even the smallest tile and picture fit.
         """
         spare = limit_mb * MB - resident_bytes - MARGIN_BYTES
-        models = min(max(spare // 2, MIN_TILE_PX * DET_BYTES_PER_PX), MAX_TILE_PX * DET_BYTES_PER_PX)
-        frame_bytes = min(MAX_FRAME_BYTES, spare - models - SCALED_BYTES)
+        least = MIN_TILE_PX * DET_BYTES_PER_PX
+        each = min(max(spare // 2 // processes, least), MAX_TILE_PX * DET_BYTES_PER_PX)
+        frame_bytes = min(MAX_FRAME_BYTES, spare - each * processes - SCALED_BYTES)
         if frame_bytes < MIN_FRAME_BYTES:
-            least = resident_bytes + MARGIN_BYTES + MIN_TILE_PX * DET_BYTES_PER_PX + SCALED_BYTES + MIN_FRAME_BYTES
-            raise BudgetError(f"a memory limit of {limit_mb} MB is too small for any page: give {least // MB + 1} MB")
-        return cls(limit_mb, spare, frame_bytes, models // DET_BYTES_PER_PX, models // REC_BYTES_PER_PX)
+            need = resident_bytes + MARGIN_BYTES + least * processes + SCALED_BYTES + MIN_FRAME_BYTES
+            raise BudgetError(f"a memory limit of {limit_mb} MB is too small for any page: give {need // MB + 1} MB")
+        return cls(limit_mb, spare, frame_bytes, each // DET_BYTES_PER_PX, each // REC_BYTES_PER_PX)
 
 
 def resident_bytes() -> int:

@@ -25,10 +25,11 @@ def size(quad: Quad) -> tuple[float, float]:
     return math.dist(quad[0], quad[1]), math.dist(quad[1], quad[2])
 
 
-def is_tall(quad: Quad) -> bool:
-    """Return whether an upright quad is much taller than wide."""
-    width, height = size(quad)
-    return height >= TALL * width
+def contains(quad: Quad, point: Point) -> bool:
+    """Return whether a point lies within a convex quad."""
+    x, y = point
+    sides = zip(quad, (*quad[1:], quad[0]), strict=True)
+    return all((bx - ax) * (y - ay) - (by - ay) * (x - ax) >= 0 for (ax, ay), (bx, by) in sides)
 
 
 def runs_down(quads: Sequence[Quad]) -> bool:

@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-
 import msgspec
 import numpy as np
 
 from agent import detect, image, memory, orient, recognize
-from agent.bundle import Detector, ModelBundle, Recognizer
-from agent.engines import Engine, EngineSettings, open_engine
+from agent.bundle import ModelBundle, Recognizer
+from agent.engines import EngineSettings
+from agent.errors import BudgetError
+from agent.mate import Crew
 from agent.page import Frame, PageResult, Pixels, Quad, TextLine
 
 
@@ -21,10 +22,11 @@ class ReaderSettings(msgspec.Struct, frozen=True):
     """How to read.
 
     Attributes:
-        memory_mb: what the whole process may have resident.
+        memory_mb: what reading may have resident, all processes together.
         min_score: lines read with less are dropped (PP-OCR's bound).
         short_side_px: pictures are enlarged for the detector until their shorter side has this many pixels.
         long_side_px: and reduced until the longer one has at most this many.
+        fine_side_px: the longer side may have this many when a page with small print is looked at again.
         engine: which runtime, and its threads.
     """
 
@@ -32,6 +34,7 @@ class ReaderSettings(msgspec.Struct, frozen=True):
     min_score: float = 0.5
     short_side_px: int = 480
     long_side_px: int = 1280
+    fine_side_px: int = 4000
     engine: EngineSettings = EngineSettings()
 
 
@@ -39,12 +42,22 @@ class ReaderSettings(msgspec.Struct, frozen=True):
 SURE = 0.8
 SAMPLE_LINES = 4
 
+# Boxes lower than this at the detector's scale are drawn too loosely to read well. Where one box in ten is, the page
+# is looked at again at a scale that gives them FINE_BOX_PX.
+SMALL_BOX_PX = 16.0
+SMALL_SHARE = 0.1
+FINE_BOX_PX = 24.0
+
 
 class _Line(msgspec.Struct, frozen=True):
     """A detected line: its quad as detected, upright on the picture, in pixels of the frame's array."""
 
     quad: Quad
     box_score: float
+
+    @property
+    def height(self) -> float:
+        return min(orient.size(self.quad))
 
 
 class _Found(msgspec.Struct, frozen=True):
@@ -67,16 +80,16 @@ class Reader:
         memory.keep_heap_small()
         self.bundle = bundle
         self.settings = settings
-        self._det_spec: Detector = bundle.manifest.det
-        self._rec_spec: Recognizer = bundle.manifest.rec
-        self._det: Engine = open_engine(bundle, "det", settings.engine)
-        self._rec: Engine = open_engine(bundle, "rec", settings.engine)
-        self.budget = memory.Budget.plan(settings.memory_mb, memory.resident_bytes())
+        self._crew = Crew(bundle, settings.engine)
+        try:
+            self.budget = memory.Budget.plan(settings.memory_mb, self._crew.resident_bytes, self._crew.size)
+        except BudgetError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give the models back."""
-        self._det.close()
-        self._rec.close()
+        self._crew.close()
 
     def read(self, frame: Frame) -> PageResult:
         """Return the text of a frame, in reading order."""
@@ -84,11 +97,10 @@ class Reader:
         timings: dict[str, float] = {}
         with _timed(timings, "det"):
             lines = self._detect(frame.pixels)
-            self._det.release()
+            self._crew.release()
         with _timed(timings, "rec"):
             found = self._recognize(frame.pixels, lines)
-            self._rec.release()
-            memory.trim()
+            self._crew.release()
         kept = [f for f in found if f.score >= self.settings.min_score and f.text.strip()]
         fx, fy = frame.width / frame.pixels.shape[1], frame.height / frame.pixels.shape[0]
         text_lines = tuple(_text_line(f, fx, fy) for f in kept)
@@ -107,13 +119,37 @@ class Reader:
     # ------------------------------------------------------------------------------------------- detection
 
     def _detect(self, pixels: Pixels) -> list[_Line]:
-        """Find the lines of a picture, in its pixels."""
+        """Find the lines of a picture, in its pixels; where the print is small, from nearer."""
+        scale = self._scale(pixels)
+        lines = self._look(pixels, scale)
+        finer = self._finer_scale(pixels, scale, [line.height * scale for line in lines])
+        if finer <= scale:
+            return lines
+        large = [line for line in lines if line.height * scale >= 1.5 * SMALL_BOX_PX]
+        return large + [line for line in self._look(pixels, finer) if not _covered(line, large)]
+
+    def _scale(self, pixels: Pixels) -> float:
+        """Return the detector's scale of a picture at first sight."""
+        short, long = min(pixels.shape[:2]), max(pixels.shape[:2])
+        return min(max(1.0, self.settings.short_side_px / short), self.settings.long_side_px / long)
+
+    def _finer_scale(self, pixels: Pixels, scale: float, heights: Sequence[float]) -> float:
+        """Return the scale for a second look; not above the first where none is needed or possible."""
+        if not heights:
+            return scale
+        small = float(np.quantile(heights, SMALL_SHARE))
+        if small >= SMALL_BOX_PX:
+            return scale
+        wanted = scale * FINE_BOX_PX / small
+        return min(wanted, 1.0, self.settings.fine_side_px / max(pixels.shape[:2]))
+
+    def _look(self, pixels: Pixels, scale: float) -> list[_Line]:
+        """Run the detector over a picture at a scale."""
         height, width = pixels.shape[:2]
-        scale = self._detector_scale(width, height)
         small = image.scaled(pixels, max(1, round(width * scale)), max(1, round(height * scale)))
-        spec = self._det_spec
+        spec = self.bundle.manifest.det
         boxes = detect.find_boxes(
-            self._probability(small),
+            self._text_map(small),
             threshold=spec.threshold,
             box_threshold=spec.box_threshold,
             unclip_ratio=spec.unclip_ratio,
@@ -121,24 +157,19 @@ class Reader:
         fx, fy = width / small.shape[1], height / small.shape[0]
         return [_Line(_clipped(_scaled(box.quad, fx, fy), width, height), box.score) for box in boxes]
 
-    def _detector_scale(self, width: int, height: int) -> float:
-        short, long = min(width, height), max(width, height)
-        scale = max(1.0, self.settings.short_side_px / short)
-        return min(scale, self.settings.long_side_px / long)
-
-    def _probability(self, pixels: Pixels) -> detect.ProbabilityMap:
+    def _text_map(self, pixels: Pixels) -> detect.ProbabilityMap:
         """Return the text probability of every pixel, uint8; tiles meet in the middle of their overlap."""
         height, width = pixels.shape[:2]
+        tiles = image.tile(width, height, max_px=self.budget.tile_px, multiple=self.bundle.manifest.det.multiple)
         whole = np.zeros((height, width), np.uint8)
-        for piece in image.tile(width, height, max_px=self.budget.tile_px, multiple=self._det_spec.multiple):
-            tensor = image.to_tensor(image.window(pixels, piece), self._det_spec.mean, self._det_spec.std)
-            output = self._det.run(tensor)[0, 0]
+        maps = self._crew.run("det", [image.window(pixels, piece) for piece in tiles], costs=[1] * len(tiles))
+        for piece, part in zip(tiles, maps, strict=True):
+            assert isinstance(part, np.ndarray)
             rows, columns = slice(piece.keep_top, piece.keep_bottom), slice(piece.keep_left, piece.keep_right)
-            kept = output[
+            whole[rows, columns] = part[
                 piece.keep_top - piece.top : piece.keep_bottom - piece.top,
                 piece.keep_left - piece.left : piece.keep_right - piece.left,
             ]
-            whole[rows, columns] = kept * 255
         return whole
 
     # ----------------------------------------------------------------------------------------- recognition
@@ -148,13 +179,13 @@ class Reader:
         if not lines:
             return []
         base = 1 if orient.runs_down([line.quad for line in lines]) else 0
-        sample = sorted(lines, key=lambda line: -max(orient.size(line.quad)))[:SAMPLE_LINES]
+        by_length = sorted(lines, key=lambda line: -max(orient.size(line.quad)))
+        sample, rest = by_length[:SAMPLE_LINES], by_length[SAMPLE_LINES:]
         tried = self._read_lines(pixels, [(line, base) for line in sample])
         if _mean_score(tried) < SURE:
             flipped = self._read_lines(pixels, [(line, base + 2) for line in sample])
             if _mean_score(flipped) > _mean_score(tried):
                 base, tried = base + 2, flipped
-        rest = [line for line in lines if line not in sample]
         found = tried + self._read_lines(pixels, [(line, base) for line in rest])
         return self._retry(pixels, found, base)
 
@@ -163,27 +194,32 @@ class Reader:
         for turn in (2, 1, 3):
             poor = [f for f in found if f.score < SURE and _may_turn(f.line, base, turn)]
             again = self._read_lines(pixels, [(f.line, (base + turn) % 4) for f in poor])
-            better = {id(old): new for old, new in zip(poor, again) if new.score > max(old.score, 0.6)}
+            better = {
+                id(old): new for old, new in zip(poor, again, strict=True) if new.score > max(old.score, SURE - 0.2)
+            }
             found = [better.get(id(f), f) for f in found]
         return found
 
     def _read_lines(self, pixels: Pixels, wanted: Sequence[tuple[_Line, int]]) -> list[_Found]:
-        """Read lines, each turned by so many quarters; by width, because a new width rebuilds the predictor."""
-        spec = self._rec_spec
+        """Read lines, each turned by so many quarters."""
+        spec = self.bundle.manifest.rec
         longest = min(spec.max_width, max(320, self.budget.line_px // spec.height))
-        widths = [_input_width(line.quad, quarters, spec, longest) for line, quarters in wanted]
-        found: dict[int, _Found] = {}
-        for index in sorted(range(len(wanted)), key=widths.__getitem__):
-            line, quarters = wanted[index]
-            strip = image.crop(pixels, orient.turned(line.quad, quarters), spec.height, widths[index])
-            tensor = image.to_tensor(image.pad(strip, widths[index]), spec.mean, spec.std)
-            reading = recognize.decode(self._rec.run(tensor)[0], self.bundle.characters)
-            found[index] = _Found(line, quarters, reading.text, reading.score)
-        return [found[index] for index in range(len(wanted))]
+        strips, widths = [], []
+        for line, quarters in wanted:
+            quad = orient.turned(line.quad, quarters)
+            width = _input_width(quad, spec, longest)
+            strips.append(image.pad(image.crop(pixels, quad, spec.height, width), width))
+            widths.append(width)
+        found = []
+        for (line, quarters), reading in zip(wanted, self._crew.run("rec", strips, costs=widths), strict=True):
+            assert isinstance(reading, recognize.Reading)
+            found.append(_Found(line, quarters, reading.text, reading.score))
+        return found
 
 
-def _input_width(quad: Quad, quarters: int, spec: Recognizer, longest: int) -> int:
-    across, down = image.side_lengths(orient.turned(quad, quarters))
+def _input_width(quad: Quad, spec: Recognizer, longest: int) -> int:
+    """Return the recogniser's input width for a line, its quad in reading direction."""
+    across, down = image.side_lengths(quad)
     width = math.ceil(spec.squeeze * spec.height * across / max(down, 1e-6))
     return recognize.bucket(width, spec.width_step, longest)
 
@@ -192,6 +228,12 @@ def _may_turn(line: _Line, base: int, turn: int) -> bool:
     """Return whether a line may run `turn` quarters away from the page's direction: across needs a tall box."""
     width, height = orient.size(orient.turned(line.quad, base))
     return height >= orient.TALL * width if turn % 2 else width >= orient.TALL * height
+
+
+def _covered(line: _Line, others: Sequence[_Line]) -> bool:
+    """Return whether a line's centre lies within another's box."""
+    x, y = sum(p[0] for p in line.quad) / 4, sum(p[1] for p in line.quad) / 4
+    return any(orient.contains(other.quad, (x, y)) for other in others)
 
 
 def _mean_score(found: Sequence[_Found]) -> float:

@@ -17,7 +17,7 @@ from agent.bundle import ModelBundle
 from agent.engines import choose_engine
 from agent.errors import AgentError, ConfigError, EngineError, InputError
 from converters import native
-from converters.evaluate import Figures, Run, own_environment, pages_per_s, read_command, run_reader, score_run, table
+from converters.evaluate import Figures, figures, model_bytes, own_environment, read_command, run_reader, table
 from converters.scores import Page, load_labels
 from converters.tables import aligned, said
 
@@ -59,16 +59,16 @@ class Contest(msgspec.Struct, frozen=True):
     threads: int
     peers: tuple[Peer, ...]
 
-    def readers(self) -> dict[str, Callable[[Sequence[Path], bool], list[str]]]:
-        """Return each one's command line for some pictures, read with or without a warm-up."""
-        table: dict[str, Callable[[Sequence[Path], bool], list[str]]] = {
-            OWN: lambda images, warm: read_command(images, self.bundle, self.threads)
-        }
-        for peer in self.peers:
-            table[peer.name] = lambda images, warm, peer=peer: peer.command(  # type: ignore[misc]
-                "read", peer.package, self.threads, int(warm), *images
-            )
-        return table
+    def names(self) -> list[str]:
+        """Return the readers' names, this one first."""
+        return [OWN, *(peer.name for peer in self.peers)]
+
+    def command(self, name: str, images: Sequence[Path], *, warm: bool) -> list[str]:
+        """Return the command line with which one of them reads pictures; peers can read the first once unseen."""
+        if name == OWN:
+            return read_command(images, self.bundle, self.threads)
+        peer = next(peer for peer in self.peers if peer.name == name)
+        return peer.command("read", peer.package, self.threads, int(warm), *images)
 
 
 class ModelTime(msgspec.Struct, frozen=True):
@@ -128,24 +128,19 @@ def read_sets(
     """Let everyone read every set, one after the other set by set, so that a busy machine slows all alike."""
     results = {}
     for name, labels in sets.items():
-        pages = load_labels(labels)[:limit]
-        results[name] = [
-            _figures(
-                reader,
-                labels,
-                pages,
-                run_reader(command([labels.parent / page.image for page in pages], True), _environment(contest)),
-            )
-            for reader, command in contest.readers().items()
-        ]
+        results[name] = _read_set(contest, labels, load_labels(labels)[:limit])
         for line in (f"{name}:", *table(results[name]), ""):
             say(line)
     return results
 
 
-def _figures(name: str, labels: Path, pages: Sequence[Page], run: Run) -> Figures:
-    scores = score_run(labels, pages, run)
-    return Figures(name, scores, pages_per_s(scores), run.peak_mb)
+def _read_set(contest: Contest, labels: Path, pages: Sequence[Page]) -> list[Figures]:
+    images, rows = [labels.parent / page.image for page in pages], []
+    for name in contest.names():
+        run = run_reader(contest.command(name, images, warm=True), _environment(contest))
+        sizes = model_bytes(ModelBundle.load(contest.bundle)) if name == OWN else (None, None)
+        rows.append(figures(name, labels, pages, run, sizes))
+    return rows
 
 
 def _environment(contest: Contest) -> dict[str, str]:
@@ -154,10 +149,10 @@ def _environment(contest: Contest) -> dict[str, str]:
 
 def first_results(contest: Contest, image: Path) -> dict[str, float]:
     """Return the seconds from start to first page of each, with everything in the page cache."""
-    times: dict[str, list[float]] = {name: [] for name in contest.readers()}
+    times: dict[str, list[float]] = {name: [] for name in contest.names()}
     for _ in range(3):
-        for name, command in contest.readers().items():
-            times[name].append(run_reader(command([image], False), _environment(contest)).first_s)
+        for name, known in times.items():
+            known.append(run_reader(contest.command(name, [image], warm=False), _environment(contest)).first_s)
     return {name: min(values[1:]) for name, values in times.items()}
 
 
@@ -252,26 +247,17 @@ def bench_command(
 
 
 def _run(contest: Contest, sets: Mapping[str, Path], limit: int | None, output: Path) -> None:
-    figures = read_sets(contest, sets, limit, click.echo)
+    results = read_sets(contest, sets, limit, click.echo)
     labels = next(iter(sets.values()))
     first = first_results(contest, labels.parent / load_labels(labels)[0].image)
-    click.echo(
-        "\n".join(aligned([("reader", "start to first page s"), *((n, said(s, ".2f")) for n, s in first.items())]))
-    )
+    rows = [("reader", "start to first page s"), *((name, said(seconds, ".2f")) for name, seconds in first.items())]
+    click.echo("\n".join(aligned(rows)))
     models = model_times(contest, contest.peers[0]) if contest.peers else []
     if models:
         click.echo("\n" + "\n".join(model_table(models)))
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    report = Report(
-        machine_name(),
-        os.cpu_count() or 1,
-        date,
-        contest.threads,
-        ModelBundle.load(contest.bundle).label,
-        figures,
-        first,
-        models,
-    )
+    label, cores = ModelBundle.load(contest.bundle).label, os.cpu_count() or 1
+    report = Report(machine_name(), cores, date, contest.threads, label, results, first, models)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     click.echo(f"\n{output}")

@@ -59,9 +59,10 @@ def run_reader(command: Sequence[str], env: Mapping[str, str] | None = None) -> 
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, env=env)
         assert child.stdout is not None  # it was asked for
         rows, first_s = [], 0.0
-        for row in child.stdout:
-            first_s = first_s or time.monotonic() - began
-            rows.append(msgspec.json.decode(row, type=Page))
+        with child.stdout:
+            for row in child.stdout:
+                first_s = first_s or time.monotonic() - began
+                rows.append(msgspec.json.decode(row, type=Page))
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode not in (ExitCode.OK, ExitCode.SOME_FAILED):
@@ -89,55 +90,44 @@ def own_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
-def read_set(labels: Path, pages: Sequence[Page], bundle: Path, threads: int) -> tuple[Scores, Run]:
-    """Read labelled pictures with a bundle and score what was read."""
-    images = [labels.parent / page.image for page in pages]
-    run = run_reader(read_command(images, bundle, threads), own_environment())
-    return score_run(labels, pages, run), run
-
-
-def score_run(labels: Path, pages: Sequence[Page], run: Run) -> Scores:
-    """Return the scores of a run that was given the labelled pictures by path."""
-    names = {str(labels.parent / page.image): page.image for page in pages}
-    return score(pages, {names[page.image]: page for page in run.pages if page.image in names and page.error is None})
-
-
 def figures_of(bundle: Path, labels: Path, pages: Sequence[Page], threads: int) -> Figures:
-    """Return the row of a bundle.
+    """Read labelled pictures with a bundle and return its row.
 
     Raises:
         BundleError: it cannot be trusted.
         AgentError: the reader failed.
     """
-    manifest = ModelBundle.load(bundle).manifest
-    scores, run = read_set(labels, pages, bundle, threads)
-    sizes = {
-        name: sum(manifest.files[file].bytes for files in spec.files.values() for file in files)
-        for name, spec in (("det_bytes", manifest.det), ("rec_bytes", manifest.rec))
-    }
-    return Figures(str(bundle), scores, pages_per_s(scores), run.peak_mb, **sizes)
+    loaded = ModelBundle.load(bundle)
+    images = [labels.parent / page.image for page in pages]
+    run = run_reader(read_command(images, bundle, threads), own_environment())
+    return figures(str(bundle), labels, pages, run, model_bytes(loaded))
 
 
-def pages_per_s(scores: Scores) -> float:
-    """Return how many pages a second were read."""
-    return (scores.images - scores.missing) / scores.total_s if scores.total_s else 0.0
+def model_bytes(bundle: ModelBundle) -> tuple[int, int]:
+    """Return the sizes of a bundle's detector and recogniser, in bytes."""
+    listed, manifest = bundle.manifest.files, bundle.manifest
+    det, rec = (
+        sum(listed[name].bytes for files in spec.files.values() for name in files)
+        for spec in (manifest.det, manifest.rec)
+    )
+    return det, rec
+
+
+def figures(
+    name: str, labels: Path, pages: Sequence[Page], run: Run, sizes: tuple[int | None, int | None] = (None, None)
+) -> Figures:
+    """Return the row of a reader that was given the labelled pictures by path."""
+    images = {str(labels.parent / page.image): page.image for page in pages}
+    read = {images[page.image]: page for page in run.pages if page.image in images and page.error is None}
+    scores = score(pages, read)
+    pages_per_s = len(read) / scores.total_s if scores.total_s else 0.0
+    return Figures(name, scores, pages_per_s, run.peak_mb, *sizes)
 
 
 def table(rows: Sequence[Figures]) -> list[str]:
     """Return the figures as aligned lines."""
-    head = (
-        "reader",
-        "images",
-        "char_f1",
-        "line_recall",
-        "CAR",
-        "p50 s",
-        "p95 s",
-        "pages/s",
-        "peak MB",
-        "det MB",
-        "rec MB",
-    )
+    accuracy, speed = ("char_f1", "line_recall", "CAR"), ("p50 s", "p95 s", "pages/s", "peak MB")
+    head = ("reader", "images", *accuracy, *speed, "det MB", "rec MB")
     return aligned([head, *(_cells(row) for row in rows)])
 
 

@@ -175,10 +175,11 @@ def unpack(package: Package, wheel: Path, members: dict[str, str], work: Path) -
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
+            missing = sorted(members.keys() - set(archive.namelist()))
+            if missing:
+                raise ConversionError(f"{package.requirement} holds no {missing[0]}: correct the recipe's folder")
             for member, file in members.items():
                 _copy_member(archive, member, work / file)
-    except KeyError as error:
-        raise ConversionError(f"{package.requirement} holds no {error.args[0]}: correct the recipe's folder") from error
     except zipfile.BadZipFile as error:
         raise ConversionError(f"{wheel}: damaged: delete it and try again") from error
 

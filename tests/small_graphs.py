@@ -92,6 +92,29 @@ def readers(graph: Graph, name: str) -> int:
     return sum(all_inputs(op).count(name) for op in graph.ops)
 
 
+def small_detector() -> Graph:
+    """Return a detector with the affine of LCNetV3: (N, 3, H, W) -> (N, 1, H, W)."""
+    build = Builder()
+    x = build.norm(build.conv(build.input(-1, 3, -1, -1), build.param(8, 3, 3, 3), paddings=[1, 1]), 8)
+    x = build.op("hard_swish", X=x, threshold=6.0, scale=6.0, offset=3.0)
+    x = build.add(build.mul(x, build.param(1)), build.param(1))
+    x = build.add(build.conv(x, build.param(1, 8, 1, 1)), build.param(1), axis=1)
+    return build.graph(build.op("sigmoid", X=x, dims=(-1, 1, -1, -1)))
+
+
+def small_recognizer(classes: int = 12) -> Graph:
+    """Return a recogniser: (N, 3, 48, W) -> (N, W / 4, classes)."""
+    build = Builder()
+    x = build.norm(build.conv(build.input(-1, 3, 48, -1), build.param(8, 3, 3, 3), paddings=[1, 1]), 8)
+    window = {"ksize": [48, 4], "strides": [48, 4], "paddings": [0, 0], "padding_algorithm": "EXPLICIT"}
+    kind = {"pooling_type": "avg", "global_pooling": False, "adaptive": False, "ceil_mode": False, "exclusive": True}
+    x = build.op("pool2d", X=x, data_format="NCHW", **kind, **window)
+    x = build.op("squeeze2", X=x, axes=[2], dims=(-1, 8, -1))
+    x = build.op("transpose2", X=x, axis=[0, 2, 1], dims=(-1, -1, 8))
+    x = build.op("matmul_v2", X=x, Y=build.param(8, classes), trans_x=False, trans_y=False, dims=(-1, -1, classes))
+    return build.graph(build.op("softmax", X=x, axis=-1, dims=(-1, -1, classes)))
+
+
 def _with_parameter(graph: Graph) -> Graph:
     """Return a copy that has a parameter: Paddle loads no model without one."""
     copied = copy.deepcopy(graph)

@@ -1,0 +1,281 @@
+"""A second process that takes a share of a page's tiles and lines, so that one page uses two cores.
+
+Paddle Lite's Python class holds the interpreter's lock while it runs, and its own threads bring nothing for models
+this small (measured, DECISIONS), so a second core needs a second process. Pictures go over in a memory file that has
+no name, results come back through a pipe; nothing touches the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal, ParamSpec, TypeVar
+
+import msgspec
+import numpy as np
+import psutil
+
+from agent.bundle import ModelBundle
+from agent.engines import EngineSettings
+from agent.errors import EngineError
+from agent.memory import keep_heap_small, resident_bytes, trim
+from agent.models import Models, ModelWord, Result
+from agent.page import Pixels
+from agent.recognize import Reading
+
+_log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LENGTH = struct.Struct("<Q")
+
+
+class _Job(msgspec.Struct, frozen=True, array_like=True):
+    """One picture for one model, its shape, and where its bytes begin in the shared memory; or "release"."""
+
+    model: Literal["det", "rec", "release"]
+    shape: tuple[int, ...] = ()
+    offset: int = 0
+
+
+class _Reply(msgspec.Struct, array_like=True):
+    """A result on its way back: a map's bytes, or a reading."""
+
+    text_map: bytes | None = None
+    reading: Reading | None = None
+
+
+class Mate:
+    """The near end: hands over work and takes results."""
+
+    def __init__(self, bundle: ModelBundle, settings: EngineSettings) -> None:
+        """Start the process and wait until its models are loaded.
+
+        Raises:
+            EngineError: it did not start.
+        """
+        self._memory = os.memfd_create("pictures", os.MFD_CLOEXEC)
+        command = [sys.executable, "-m", "agent.mate", str(bundle.path), settings.engine, str(self._memory)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(self._memory,)
+        )
+        self._shapes: list[_Job] = []
+        try:
+            _receive(self._out)
+        except EOFError as error:
+            self.close()
+            raise EngineError("the second process of --threads 2 did not start; its message is above") from error
+
+    @property
+    def _out(self) -> BinaryIO:
+        assert self._process.stdout is not None
+        return self._process.stdout  # type: ignore[return-value]
+
+    @property
+    def status(self) -> int | None:
+        """Exit status; negative for a signal, None while it runs."""
+        return self._process.poll()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Resident memory of the process; 0 when it is gone."""
+        try:
+            return int(psutil.Process(self._process.pid).memory_info().rss)
+        except psutil.NoSuchProcess:
+            return 0
+
+    def start(self, model: ModelWord, pictures: Sequence[Pixels]) -> None:
+        """Hand over pictures for one model; the process works while the caller goes on.
+
+        Raises:
+            EOFError: the process is gone.
+        """
+        self._shapes = []
+        offset = 0
+        os.ftruncate(self._memory, 0)
+        for picture in pictures:
+            data = np.ascontiguousarray(picture)
+            os.pwrite(self._memory, data.data, offset)
+            self._shapes.append(_Job(model, picture.shape, offset))
+            offset += data.nbytes
+        self._send(msgspec.msgpack.encode(self._shapes))
+
+    def finish(self) -> list[Result]:
+        """Wait for the results of the pictures handed over, in their order.
+
+        Raises:
+            EOFError: the process has died.
+        """
+        replies = msgspec.msgpack.decode(_receive(self._out), type=list[_Reply])
+        return [_unpack(reply, job) for reply, job in zip(replies, self._shapes, strict=True)]
+
+    def release(self) -> None:
+        """Let the process give its working memory back."""
+        os.ftruncate(self._memory, 0)
+        self._send(msgspec.msgpack.encode([_Job("release")]))
+        _receive(self._out)
+
+    def close(self) -> None:
+        """End the process. Safe to call twice."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+        self._out.close()
+        if self._memory >= 0:
+            os.close(self._memory)
+            self._memory = -1
+
+    def _send(self, message: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(_LENGTH.pack(len(message)) + message)
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise EOFError from error
+
+
+def _unpack(reply: _Reply, job: _Job) -> Result:
+    if reply.reading is not None:
+        return reply.reading
+    return np.frombuffer(reply.text_map or b"", np.uint8).reshape(job.shape[:2])
+
+
+def _receive(stream: BinaryIO) -> bytes:
+    """Return the next message; EOFError when the other end is gone."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        raise EOFError
+    (length,) = _LENGTH.unpack(head)
+    body = stream.read(length)
+    if len(body) < length:
+        raise EOFError
+    return body
+
+
+class Crew:
+    """The models in this process, and mates where the engine does not use the cores itself.
+
+    Attributes:
+        size: processes that work, this one included.
+    """
+
+    def __init__(self, bundle: ModelBundle, settings: EngineSettings) -> None:
+        """Load the models, here and in the mates.
+
+        Raises:
+            EngineError: no runtime for this bundle, or a mate did not start.
+        """
+        self._models = Models(bundle, settings)
+        self._mates: list[Mate] = []
+        if not self._models.uses_threads:
+            self._mates = [Mate(bundle, settings) for _ in range(settings.threads - 1)]
+
+    @property
+    def size(self) -> int:
+        return 1 + len(self._mates)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Resident memory of all processes."""
+        return resident_bytes() + sum(mate.resident_bytes for mate in self._mates)
+
+    def run(self, model: ModelWord, pictures: Sequence[Pixels], costs: Sequence[int]) -> list[Result]:
+        """Run a model over pictures, shared out among the processes; results in the same order.
+
+        Each share is worked off by cost, which goes with the shape: a new shape rebuilds the predictor.
+        """
+        order = sorted(range(len(pictures)), key=costs.__getitem__)
+        own, *others = shares(order, costs, self.size)
+        results: dict[int, Result] = {}
+        busy = [(mate, share) for mate, share in zip(self._mates, others, strict=True) if share]
+        for mate, share in busy:
+            self._survive(mate, mate.start, model, [pictures[i] for i in share])
+        for index in own:
+            results[index] = self._models.run(model, pictures[index])
+        for mate, share in busy:
+            done = self._survive(mate, mate.finish) if mate in self._mates else None
+            results.update(zip(share, done or (), strict=False))
+        for index in order:
+            if index not in results:  # a mate died over it
+                results[index] = self._models.run(model, pictures[index])
+        return [results[index] for index in range(len(pictures))]
+
+    def release(self) -> None:
+        """Give working memory back, everywhere."""
+        self._models.release()
+        trim()
+        for mate in tuple(self._mates):
+            self._survive(mate, mate.release)
+
+    def close(self) -> None:
+        """Give the models back and end the mates."""
+        self._models.close()
+        for mate in self._mates:
+            mate.close()
+        self._mates = []
+
+    def _survive(self, mate: Mate, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Do something with a mate; when it has died go on without it."""
+        try:
+            return action(*args, **kwargs)
+        except EOFError:
+            _log.warning("a second process died (status %s); its share is done by the first", mate.status)
+            self._mates.remove(mate)
+            mate.close()
+            return None
+
+
+def shares(order: Sequence[int], costs: Sequence[int], count: int) -> list[list[int]]:
+    """Cut jobs, sorted by cost, into `count` runs of about the same total cost."""
+    total, done = sum(costs), 0
+    cut: list[list[int]] = [[] for _ in range(count)]
+    for index in order:
+        cut[min(count - 1, int(count * (done + costs[index] / 2) / max(1, total)))].append(index)
+        done += costs[index]
+    return cut
+
+
+def serve(models: Models, memory_file: int, requests: BinaryIO, replies: BinaryIO) -> None:
+    """Work until the near end closes its pipe."""
+    replies.write(_LENGTH.pack(0))
+    replies.flush()
+    while True:
+        try:
+            jobs = msgspec.msgpack.decode(_receive(requests), type=list[_Job])
+        except EOFError:
+            return
+        body = msgspec.msgpack.encode([_work(models, job, memory_file) for job in jobs])
+        replies.write(_LENGTH.pack(len(body)) + body)
+        replies.flush()
+
+
+def _work(models: Models, job: _Job, memory_file: int) -> _Reply:
+    if job.model == "release":
+        models.release()
+        trim()
+        return _Reply()
+    raw = os.pread(memory_file, int(np.prod(job.shape)), job.offset)
+    found = models.run(job.model, np.frombuffer(raw, np.uint8).reshape(job.shape))
+    return _Reply(reading=found) if isinstance(found, Reading) else _Reply(text_map=found.tobytes())
+
+
+def _main() -> None:
+    path, engine, descriptor = sys.argv[1:4]
+    # Control-C goes to the whole group: the near end decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_heap_small()
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a native library prints must not mix with the replies
+    models = Models(ModelBundle.load(Path(path)), EngineSettings(engine=engine))
+    serve(models, int(descriptor), sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    _main()
