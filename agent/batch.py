@@ -55,8 +55,8 @@ def read_files(reader: Reader, files: Sequence[Path], overlay: Path | None) -> I
             yield _failed(path, error, time.perf_counter() - began), error.code
             continue
         except MemoryError:
-            error = FrameError("memory", f"{path}: out of memory")
-            yield _failed(path, error, time.perf_counter() - began), ExitCode.TEMPORARY
+            failure = FrameError("memory", f"{path}: out of memory; raise --memory-mb or free memory")
+            yield _failed(path, failure, time.perf_counter() - began), ExitCode.TEMPORARY
             continue
         del frame  # not beside the next one
         yield page.with_decoding(decoded), ExitCode.OK

@@ -57,7 +57,7 @@ class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Recognizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Text recogniser: float32 (N, 3, height, W) -> character probabilities float32 (N, T, classes), CTC blank first."""
+    """Text recogniser: float32 (N, 3, height, W) -> class probabilities float32 (N, T, classes), CTC blank first."""
 
     files: dict[str, tuple[str, ...]]
     source: Source

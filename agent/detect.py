@@ -1,5 +1,7 @@
-"""Text probability map -> boxes: the post-processing of DB (Liao et al. 2020, "Real-time Scene Text Detection with
-Differentiable Binarization") with PP-OCR's parameters."""
+"""Text probability map -> boxes: the post-processing of DB with PP-OCR's parameters.
+
+DB: Liao et al. 2020, "Real-time Scene Text Detection with Differentiable Binarization".
+"""
 
 from __future__ import annotations
 

@@ -59,10 +59,8 @@ def read_header(path: Path) -> Header:
         head = handle.read(32)
         if not head:
             raise FrameError("empty", f"{path}: the file is empty")
-        for magic, parse in _FORMATS:
-            if head.startswith(magic) and (magic != b"RIFF" or head[8:12] == b"WEBP"):
-                break
-        else:
+        parse = _parser(head)
+        if parse is None:
             raise FrameError("type", f"{path}: not a picture of a known type; {_KNOWN}")
         try:
             handle.seek(0)
@@ -71,6 +69,13 @@ def read_header(path: Path) -> Header:
             raise FrameError("truncated", f"{path}: truncated or damaged before its size is told") from error
     _check_size(path, header)
     return header
+
+
+def _parser(head: bytes) -> Callable[[BinaryIO], Header] | None:
+    for magic, parse in _FORMATS:
+        if head.startswith(magic) and (magic != b"RIFF" or head[8:12] == b"WEBP"):
+            return parse
+    return None
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -202,8 +203,8 @@ def _cuts(length: int, side: int, overlap: int) -> list[tuple[int, int, int]]:
         return [(0, 0, length)]
     count = math.ceil((length - overlap) / (side - overlap))
     starts = [round(i * (length - side) / (count - 1)) for i in range(count)]
-    meets = [0, *((a + side + b) // 2 for a, b in zip(starts, starts[1:])), length]
-    return list(zip(starts, meets, meets[1:]))
+    meets = [0, *((a + side + b) // 2 for a, b in pairwise(starts)), length]
+    return list(zip(starts, meets[:-1], meets[1:], strict=True))
 
 
 def window(pixels: Pixels, piece: Tile) -> Pixels:

@@ -160,11 +160,7 @@ def _receive(stream: BinaryIO) -> bytes:
 
 
 class Crew:
-    """The models in this process, and mates where the engine does not use the cores itself.
-
-    Attributes:
-        size: processes that work, this one included.
-    """
+    """The models in this process, and mates where the engine does not use the cores itself."""
 
     def __init__(self, bundle: ModelBundle, settings: EngineSettings) -> None:
         """Load the models, here and in the mates.
@@ -179,6 +175,7 @@ class Crew:
 
     @property
     def size(self) -> int:
+        """Processes that run models, this one included."""
         return 1 + len(self._mates)
 
     @property

@@ -53,7 +53,8 @@ class Models:
         """Return the text probability of every pixel, uint8 (H, W), 255 is certain; sides as the detector needs."""
         spec = self.bundle.manifest.det
         output = self._det.run(to_tensor(pixels, spec.mean, spec.std))[0, 0]
-        return (output * 255).astype(np.uint8)
+        text_map: Pixels = (output * 255).astype(np.uint8)
+        return text_map
 
     def reading(self, strip: Pixels) -> recognize.Reading:
         """Return the text of a line picture of the recogniser's height and a bucket's width."""

@@ -106,10 +106,9 @@ def _gutter(items: list[_Item]) -> float | None:
     for done, item in enumerate(by_left):
         gap = item.left - reach
         if gap > 0 and done >= 5 and len(items) - done >= 5:
-            sides = by_left[:done], by_left[done:]
-            if gap > 0.5 * statistics.median(i.height for i in items) and all(_is_running_text(s) for s in sides):
-                if best is None or gap > best[0]:
-                    best = (gap, (item.left + reach) / 2)
+            wide = gap > max(0.5 * statistics.median(i.height for i in items), best[0] if best else 0.0)
+            if wide and all(_is_running_text(side) for side in (by_left[:done], by_left[done:])):
+                best = (gap, (item.left + reach) / 2)
         reach = max(reach, item.right)
     return best[1] if best else None
 
