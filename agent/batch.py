@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,23 +13,32 @@ from agent.image import load_frame, write_overlay
 from agent.page import PageResult
 from agent.reader import Reader
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"))
+_log = logging.getLogger(__name__)
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"))
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
     """Return the files to read: files as given; of folders every picture file below, in order of name.
 
-    Links to folders are not followed, so a folder that contains itself ends.
+    Links to folders are not followed, so a folder that contains itself ends. A folder that cannot be listed stands in
+    the result for its files, so that reading it fails and is seen.
     """
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            for folder, folders, names in os.walk(path):
-                folders.sort()
-                found += [Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES]
+        if os.path.isdir(path):  # unlike Path.is_dir it raises nothing for names that no file can have
+            found += _pictures_below(path)
         else:
             found.append(path)
     return found
+
+
+def _pictures_below(path: Path) -> Iterator[Path]:
+    shut: list[Path] = []
+    for folder, folders, names in os.walk(path, onerror=lambda error: shut.append(Path(os.fsdecode(error.filename)))):
+        folders.sort()
+        yield from (Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES)
+    yield from shut
 
 
 def read_files(reader: Reader, files: Sequence[Path], overlay: Path | None) -> Iterator[tuple[PageResult, ExitCode]]:
@@ -44,22 +54,32 @@ def read_files(reader: Reader, files: Sequence[Path], overlay: Path | None) -> I
     """
     taken: set[str] = set()
     for path in files:
-        began = time.perf_counter()
-        try:
-            frame = load_frame(path, printable(path), reader.budget)
-            decoded = time.perf_counter() - began
-            page = reader.read(frame)
-            if overlay is not None:
-                write_overlay(frame, page.lines, overlay / _free_name(path, taken))
-        except (FrameError, InputError) as error:
-            yield _failed(path, error, time.perf_counter() - began), error.code
-            continue
-        except MemoryError:
-            failure = FrameError("memory", f"{path}: out of memory; raise --memory-mb or free memory")
-            yield _failed(path, failure, time.perf_counter() - began), ExitCode.TEMPORARY
-            continue
-        del frame  # not beside the next one
-        yield page.with_decoding(decoded), ExitCode.OK
+        drawing = None if overlay is None else overlay / _free_name(path, taken)
+        yield _read_one(reader, path, drawing)
+
+
+def _read_one(reader: Reader, path: Path, drawing: Path | None) -> tuple[PageResult, ExitCode]:
+    """Read one picture; whatever goes wrong with it is its result, so that the others are read."""
+    began = time.perf_counter()
+    try:
+        frame = load_frame(path, printable(path), reader.budget)
+        decoded = time.perf_counter() - began
+        page = reader.read(frame).with_decoding(decoded)
+        if drawing is not None:
+            write_overlay(frame, page.lines, drawing)
+        return page, ExitCode.OK
+    except (FrameError, InputError) as error:
+        failure: AgentError = error
+    except AgentError:
+        raise  # of the program as a whole: no other page would fare better
+    except MemoryError:
+        failure = FrameError("memory", f"{path}: out of memory; raise --memory-mb or free memory")
+        failure.code = ExitCode.TEMPORARY
+    except Exception as error:
+        _log.exception("a defect of this program; the page is left out")
+        failure = FrameError("defect", f"{path}: left out, a defect of this program ({type(error).__name__}: {error})")
+        failure.code = ExitCode.SOFTWARE
+    return _failed(path, failure, time.perf_counter() - began), failure.code
 
 
 def printable(path: Path) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import msgspec
 
@@ -21,8 +21,12 @@ ModelName = Literal["det", "rec", "cls"]
 MODELS: tuple[ModelName, ...] = ("det", "rec", "cls")
 Target = Literal["x86_64", "aarch64", "portable", "paddle"]
 
+_Deviation = Annotated[float, msgspec.Meta(gt=0.0)]
 _Triple = tuple[float, float, float]
-_Positive = Annotated[int, msgspec.Meta(ge=1)]
+_Deviations = tuple[_Deviation, _Deviation, _Deviation]
+_Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+_Side = Annotated[int, msgspec.Meta(ge=1, le=4096)]  # pixels
+_Files = dict[str, Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]]  # engine name -> its files
 _Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
@@ -46,11 +50,11 @@ class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Thresholds are those of DB post-processing (Liao et al. 2020), in PP-OCR's names.
     """
 
-    files: dict[str, tuple[str, ...]]  # engine name -> its files
+    files: _Files
     source: Source
     mean: _Triple = (0.485, 0.456, 0.406)  # of pixel / 255, in BGR order as PP-OCR feeds it
-    std: _Triple = (0.229, 0.224, 0.225)
-    multiple: _Positive = 32
+    std: _Deviations = (0.229, 0.224, 0.225)
+    multiple: Annotated[int, msgspec.Meta(ge=1, le=128)] = 32
     threshold: _Share = 0.3
     box_threshold: _Share = 0.5
     unclip_ratio: Annotated[float, msgspec.Meta(gt=0.0, le=5.0)] = 1.6
@@ -59,27 +63,27 @@ class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Recognizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Text recogniser: float32 (N, 3, height, W) -> class probabilities float32 (N, T, classes), CTC blank first."""
 
-    files: dict[str, tuple[str, ...]]
+    files: _Files
     source: Source
     characters: str
     classes: _Positive
-    height: _Positive = 48
+    height: _Side = 48
     mean: _Triple = (0.5, 0.5, 0.5)
-    std: _Triple = (0.5, 0.5, 0.5)
+    std: _Deviations = (0.5, 0.5, 0.5)
     squeeze: Annotated[float, msgspec.Meta(gt=0.3, le=1.0)] = 0.85  # share of a line's natural width it is fed with
-    width_step: _Positive = 32
-    max_width: _Positive = 3200
+    width_step: _Side = 32
+    max_width: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 3200
 
 
 class Classifier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Line direction classifier: float32 (N, 3, height, width) -> probabilities float32 (N, 2) of 0 and 180 degrees."""
 
-    files: dict[str, tuple[str, ...]]
+    files: _Files
     source: Source
-    height: _Positive = 48
-    width: _Positive = 192
+    height: _Side = 48
+    width: _Side = 192
     mean: _Triple = (0.5, 0.5, 0.5)
-    std: _Triple = (0.5, 0.5, 0.5)
+    std: _Deviations = (0.5, 0.5, 0.5)
     threshold: _Share = 0.9
 
 
@@ -91,9 +95,9 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: str
     shape: tuple[int, int, int, int]
     bytes: int
-    ms: float | None
-    resident_mb: float | None
-    max_difference: float | None
+    ms: float | None = None
+    resident_mb: float | None = None
+    max_difference: float | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -177,11 +181,17 @@ def file_entry(path: Path) -> FileEntry:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
+    """Return the sha256 of a file."""
     with path.open("rb") as handle:
-        while piece := handle.read(1 << 20):
-            digest.update(piece)
+        return sha256_of_open(handle)
+
+
+def sha256_of_open(handle: BinaryIO) -> str:
+    """Return the sha256 of an open file from its beginning, read in pieces."""
+    handle.seek(0)
+    digest = hashlib.sha256()
+    while piece := handle.read(1 << 20):
+        digest.update(piece)
     return digest.hexdigest()
 
 
@@ -196,7 +206,7 @@ def _without_none(value: object) -> object:
     """Return builtins without the None values, which TOML cannot say."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_without_none(item) for item in value]
     return value
 
@@ -223,7 +233,7 @@ def _parse(raw: bytes, path: Path) -> Manifest:
                 f"{path}: bundle format {head.schema} is newer than this version reads ({SCHEMA}): update"
             )
         return msgspec.toml.decode(raw, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not a bundle manifest: {error}") from error
 
 
@@ -256,6 +266,8 @@ def _check_listed(manifest: Manifest, model: str, path: Path) -> None:
     spec = getattr(manifest, model)
     if spec is None:
         return
+    if spec.files.keys() != manifest.det.files.keys():
+        raise BundleError(f"{path / MANIFEST}: {model} has files for other engines than det")
     wanted = [name for files in spec.files.values() for name in files]
     wanted += [spec.characters] if isinstance(spec, Recognizer) else []
     for name in wanted:

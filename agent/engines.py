@@ -92,7 +92,8 @@ class PaddleLite:
             self._shape = x.shape[2:]
         self._predictor.get_input(0).from_numpy(np.ascontiguousarray(x))
         self._predictor.run()
-        output: Tensor = self._predictor.get_output(0).numpy()
+        # A copy: the array is the predictor's own buffer, gone with the next run.
+        output: Tensor = self._predictor.get_output(0).numpy().copy()
         return output
 
     def release(self) -> None:

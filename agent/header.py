@@ -1,11 +1,12 @@
 """What a picture file is and how large, from its first bytes: nothing is decoded and nothing large is allocated.
 
-Written here because the decision needs what size libraries do not tell: progressive JPEG, sample depth, alpha. (The
-package imagesize 2 also opens URLs, which has no place in a process without network.)
+Written here because the decision needs what size libraries do not tell: what decoding will hold, sample depth, alpha.
+(The package imagesize 2 also opens URLs, which has no place in a process without network.)
 """
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
@@ -20,21 +21,23 @@ from agent.errors import FrameError, InputError
 MAX_SIDE = 65_500  # the largest side of a JPEG; longer ones in other formats are refused too
 MAX_PIXELS = 400_000_000  # A3 at 1200 dpi: 279 Mpx
 MAX_FILE_BYTES = 2 << 30
+MAX_PARTS = 4096  # segments, chunks or entries before the pixels; a photo with a large colour profile has hundreds
 
-_KNOWN = "JPEG, PNG, TIFF, WebP, BMP and GIF can be read"
+_KNOWN = "JPEG, PNG, TIFF, WebP and BMP can be read"
 
 
 class Header(msgspec.Struct, frozen=True):
     """A picture file's own description of itself.
 
     Attributes:
-        kind: "jpeg", "png", "tiff", "webp", "bmp" or "gif".
+        kind: "jpeg", "png", "tiff", "webp" or "bmp".
         width: stored pixels per row, before any EXIF rotation.
         height: stored rows.
         channels: samples per pixel, 1..4.
         bits: bits per sample.
         alpha: whether pixels carry transparency.
-        progressive: JPEG whose coefficients must all be held in memory.
+        orientation: EXIF's number, 1..8, of how the stored picture is to be turned; 1 is upright.
+        beside_bytes: what OpenCV's decoder holds beside the decoded picture; measured (`test_image.py`).
         data_at: offset in bytes behind which the picture's data ends with its end marker (JPEG).
     """
 
@@ -44,7 +47,8 @@ class Header(msgspec.Struct, frozen=True):
     channels: int = 3
     bits: int = 8
     alpha: bool = False
-    progressive: bool = False
+    orientation: int = 1
+    beside_bytes: int = 0
     data_at: int = 0
 
 
@@ -56,43 +60,72 @@ def read_header(path: Path) -> Header:
         FrameError: empty, of an unknown type, truncated, or of an impossible size.
     """
     with open_regular(path) as handle:
-        head = handle.read(32)
-        if not head:
-            raise FrameError("empty", f"{path}: the file is empty")
-        parse = _parser(head)
-        if parse is None:
-            raise FrameError("type", f"{path}: not a picture of a known type; {_KNOWN}")
-        try:
-            handle.seek(0)
-            header = parse(handle)
-        except (struct.error, ValueError, KeyError, OSError) as error:
-            raise FrameError("truncated", f"{path}: truncated or damaged before its size is told") from error
+        return parse_header(handle, path)
+
+
+def parse_header(handle: BinaryIO, path: Path) -> Header:
+    """Return the header of an open picture file.
+
+    Args:
+        handle: the file, anywhere in it.
+        path: its name, for messages.
+
+    Raises:
+        InputError: the file system fails.
+        FrameError: empty, of an unknown type, truncated, or of an impossible size.
+    """
+    try:
+        handle.seek(0)
+        head = handle.read(12)
+        parse = _parser(head, path)
+        handle.seek(0)
+        header = parse(handle)
+    except (struct.error, ValueError, KeyError, OverflowError) as error:
+        raise FrameError("truncated", f"{path}: truncated or damaged before its size is told") from error
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
     _check_size(path, header)
     return header
 
 
-def _parser(head: bytes) -> Callable[[BinaryIO], Header] | None:
-    for magic, parse in _FORMATS:
-        if head.startswith(magic) and (magic != b"RIFF" or head[8:12] == b"WEBP"):
-            return parse
-    return None
-
-
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; a FIFO or a device is refused without being opened for data.
+    """Open a regular file for reading; of anything else (a FIFO, a device) not even the opening is tried.
 
     Raises:
         InputError: missing, of another kind, or not readable.
+        FrameError: larger than any picture.
     """
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
+        _check_regular(os.stat(path), path)
+        # O_NONBLOCK: should a FIFO have taken the file's place since, opening it must not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    handle = os.fdopen(descriptor, "rb")
+    try:
+        _check_regular(os.fstat(descriptor), path)
+    except (InputError, FrameError):
+        handle.close()
+        raise
+    return handle
+
+
+def _check_regular(status: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path}: a folder that cannot be listed")
+    if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path}: not a regular file")
-    return os.fdopen(descriptor, "rb")
+    if status.st_size > MAX_FILE_BYTES:
+        raise FrameError("huge", f"{path}: {status.st_size >> 20} MB; the limit is {MAX_FILE_BYTES >> 20} MB a file")
+
+
+def _parser(head: bytes, path: Path) -> Callable[[BinaryIO], Header]:
+    if not head:
+        raise FrameError("empty", f"{path}: the file is empty")
+    for magic, parse in _FORMATS:
+        if head.startswith(magic) and (magic != b"RIFF" or head[8:12] == b"WEBP"):
+            return parse
+    raise FrameError("type", f"{path}: not a picture of a known type; {_KNOWN}")
 
 
 def _check_size(path: Path, header: Header) -> None:
@@ -113,40 +146,70 @@ def _take(handle: BinaryIO, count: int) -> bytes:
 
 
 def _png(handle: BinaryIO) -> Header:
+    """Read the header chunk and those before the pixels (PNG, third edition, section 11)."""
     data = _take(handle, 33)
     if data[12:16] != b"IHDR":
         raise ValueError("no IHDR")
     width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
-    channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(colour)
-    if channels is None:
-        raise ValueError("colour type")
-    return Header("png", width, height, channels, bits, alpha=colour in (3, 4, 6))
+    channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[colour]
+    alpha, orientation, beside = colour in (4, 6), 1, 0
+    for _ in range(MAX_PARTS):
+        length, kind = struct.unpack(">I4s", _take(handle, 8))
+        after = handle.tell() + length + 4
+        if kind in (b"IDAT", b"IEND"):
+            return Header("png", width, height, channels, bits, alpha, orientation, beside)
+        if kind == b"tRNS":
+            alpha = alpha or colour != 0  # OpenCV ignores a transparent grey
+        elif kind == b"eXIf":
+            orientation = _orientation(_take(handle, min(length, 1 << 16)))
+        elif kind == b"acTL":
+            beside = 10 * width * height  # frames are put together in colour
+        handle.seek(after)
+    raise ValueError("no pixels")
 
 
 def _jpeg(handle: BinaryIO) -> Header:
-    """Walk the segments up to the frame header (ITU T.81, B.2)."""
+    """Walk the segments up to the first scan (ITU T.81, B.2)."""
     _take(handle, 2)
-    while True:
+    frame, exif, progressive = None, None, False
+    for _ in range(MAX_PARTS):
         marker = _next_marker(handle)
         if marker == 0x01 or 0xD0 <= marker <= 0xD7:
             continue
-        if marker in (0xD9, 0xDA):
-            raise ValueError("no frame header before the scan")
-        (length,) = struct.unpack(">H", _take(handle, 2))
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            bits, height, width, channels = struct.unpack(">BHHB", _take(handle, 6))
-            progressive = marker in (0xC2, 0xC6, 0xCA, 0xCE)
-            return Header("jpeg", width, height, channels, bits, progressive=progressive, data_at=handle.tell())
-        handle.seek(max(0, length - 2), os.SEEK_CUR)
+        length = max(0, struct.unpack(">H", _take(handle, 2))[0] - 2)
+        after = handle.tell() + length
+        if marker == 0xE1 and exif is None and _take(handle, min(6, length)) == b"Exif\0\0":
+            exif = _take(handle, length - 6)
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            frame, progressive = _jpeg_frame(handle), marker in (0xC2, 0xC6, 0xCA, 0xCE)
+        elif marker == 0xDA and frame is not None:
+            # A picture whose colours come one after the other is held as coefficients, like a progressive one.
+            held = frame.beside_bytes if progressive or _take(handle, 1)[0] < frame.channels else 0
+            turned = _orientation(exif or b"")
+            return msgspec.structs.replace(frame, orientation=turned, beside_bytes=held, data_at=after)
+        handle.seek(after)
+    raise ValueError("no scan")
+
+
+def _jpeg_frame(handle: BinaryIO) -> Header:
+    """Return a frame header, `beside_bytes` being its 16-bit coefficients (ITU T.81, B.2.2)."""
+    bits, height, width, channels = struct.unpack(">BHHB", _take(handle, 6))
+    sampling = [divmod(_take(handle, 3)[1], 16) for _ in range(channels)]
+    if not sampling or min(min(pair) for pair in sampling) < 1:
+        raise ValueError("sampling")
+    full = max(h for h, _ in sampling) * max(v for _, v in sampling)
+    coefficients = width * height * sum(h * v for h, v in sampling) // full
+    return Header("jpeg", width, height, channels, bits, beside_bytes=2 * coefficients)
 
 
 def _next_marker(handle: BinaryIO) -> int:
     if _take(handle, 1) != b"\xff":
         raise ValueError("no marker")
-    marker = 0xFF
-    while marker == 0xFF:
+    for _ in range(MAX_PARTS):  # fill bytes
         (marker,) = _take(handle, 1)
-    return marker
+        if marker != 0xFF:
+            return int(marker)
+    raise ValueError("no marker")
 
 
 def _bmp(handle: BinaryIO) -> Header:
@@ -159,46 +222,88 @@ def _bmp(handle: BinaryIO) -> Header:
     return Header("bmp", width, abs(height), 4 if bits == 32 else 3)
 
 
-def _gif(handle: BinaryIO) -> Header:
-    width, height = struct.unpack_from("<HH", _take(handle, 10), 6)
-    return Header("gif", width, height, 4, alpha=True)
-
-
 def _webp(handle: BinaryIO) -> Header:
+    """Read the first chunk (WebP container specification; RFC 6386, 9.1; WebP lossless, 3)."""
     data = _take(handle, 30)
-    chunk = data[12:16]
+    chunk, size = data[12:16], handle.seek(0, os.SEEK_END)  # the file is read into memory
     if chunk == b"VP8X":
         width = 1 + int.from_bytes(data[24:27], "little")
         height = 1 + int.from_bytes(data[27:30], "little")
-        return Header("webp", width, height, 4, alpha=bool(data[20] & 0x10))
+        alpha, animated, exif = (bool(data[20] & bit) for bit in (0x10, 0x02, 0x08))
+        beside = size + width * height * (9 if animated else 6)
+        orientation = _orientation(_webp_exif(handle)) if exif else 1
+        return Header("webp", width, height, 4, alpha=alpha, orientation=orientation, beside_bytes=beside)
     if chunk == b"VP8L":
         packed = int.from_bytes(data[21:25], "little")
-        return Header("webp", 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF), 4, alpha=bool(packed >> 28 & 1))
+        width, height, alpha = 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF), bool(packed >> 28 & 1)
+        return Header("webp", width, height, 4, alpha=alpha, beside_bytes=size + 6 * width * height)
     if chunk == b"VP8 ":
-        width, height = struct.unpack_from("<HH", data, 26)
-        return Header("webp", width & 0x3FFF, height & 0x3FFF)
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
+        return Header("webp", width, height, beside_bytes=size + 3 * width * height)
     raise ValueError("unknown chunk")
 
 
-_TIFF_SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+def _webp_exif(handle: BinaryIO) -> bytes:
+    handle.seek(12)
+    for _ in range(MAX_PARTS):
+        head = handle.read(8)
+        if len(head) < 8:
+            break
+        kind, length = struct.unpack("<4sI", head)
+        if kind == b"EXIF":
+            return handle.read(min(length, 1 << 16)).removeprefix(b"Exif\0\0")
+        handle.seek(length + length % 2, os.SEEK_CUR)
+    return b""
+
+
+_WIDTH, _HEIGHT, _BITS, _COLOURS, _ORIENTATION = 256, 257, 258, 262, 274
+_SAMPLES, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA = 277, 278, 322, 323, 338
+_TIFF_SIZES = {1: "B", 3: "H", 4: "I"}
 
 
 def _tiff(handle: BinaryIO) -> Header:
-    """Read width, height, depth and samples of the first directory (TIFF 6.0, section 2)."""
-    order = "<" if _take(handle, 2) == b"II" else ">"
+    """Read the first directory (TIFF 6.0, sections 2, 8 and 15)."""
+    tags = _directory(handle)
+    width, height = tags[_WIDTH], tags[_HEIGHT]
+    channels, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, 1)
+    block = tags.get(_TILE_WIDTH, width) * tags.get(_TILE_HEIGHT, min(height, tags.get(_STRIP_ROWS, height)))
+    alpha = channels == 4 and tags.get(_COLOURS) == 2 and tags.get(_EXTRA) in (1, 2)
+    # libtiff maps the file, and OpenCV takes a whole strip or tile as RGBA, or as it is when samples are deeper.
+    beside = handle.seek(0, os.SEEK_END) + block * (4 if bits <= 8 else max(4, channels * bits // 8))
+    turned = tags.get(_ORIENTATION, 1)
+    turned = turned if 1 <= turned <= 8 else 1
+    return Header("tiff", width, height, max(1, min(4, channels)), bits, alpha, turned, beside)
+
+
+def _directory(handle: BinaryIO) -> dict[int, int]:
+    """Return the entries of a TIFF's or an EXIF block's first directory that are one whole number, by tag."""
+    order = {b"II": "<", b"MM": ">"}[_take(handle, 2)]
     handle.seek(4)
-    (offset,) = struct.unpack(order + "I", _take(handle, 4))
-    handle.seek(offset)
+    handle.seek(*struct.unpack(order + "I", _take(handle, 4)))
     (count,) = struct.unpack(order + "H", _take(handle, 2))
     tags: dict[int, int] = {}
-    for _ in range(min(count, 512)):
-        entry = _take(handle, 12)
+    for entry in [_take(handle, 12) for _ in range(min(count, MAX_PARTS))]:
         tag, kind, items = struct.unpack_from(order + "HHI", entry)
-        if kind in _TIFF_SIZES and kind != 16 and items * struct.calcsize(_TIFF_SIZES[kind]) <= 4:
-            (tags[tag],) = struct.unpack_from(order + _TIFF_SIZES[kind], entry, 8)
-    channels = tags.get(277, 1)
-    bits = tags.get(258, 8 if channels > 1 else 1)  # a list of depths, one a sample, does not fit the entry: 8 or 16
-    return Header("tiff", tags[256], tags[257], min(4, channels), bits, alpha=channels in (2, 4))
+        if kind not in _TIFF_SIZES:
+            continue
+        form = order + _TIFF_SIZES[kind]
+        value = entry[8:]
+        if items * struct.calcsize(form) > 4:  # a list, elsewhere in the file
+            if tag != _BITS:
+                continue
+            handle.seek(*struct.unpack(order + "I", value))
+            value = _take(handle, struct.calcsize(form))
+        (tags[tag],) = struct.unpack_from(form, value)
+    return tags
+
+
+def _orientation(exif: bytes) -> int:
+    """Return the orientation in an EXIF block, 1..8; 1 when it tells none."""
+    try:
+        found = _directory(io.BytesIO(exif)).get(_ORIENTATION, 1)
+    except (struct.error, ValueError, KeyError):
+        return 1  # EXIF is often damaged by programs that do not know it; the picture is not
+    return found if 1 <= found <= 8 else 1
 
 
 _FORMATS: tuple[tuple[bytes, Callable[[BinaryIO], Header]], ...] = (
@@ -208,5 +313,4 @@ _FORMATS: tuple[tuple[bytes, Callable[[BinaryIO], Header]], ...] = (
     (b"MM\x00*", _tiff),
     (b"RIFF", _webp),
     (b"BM", _bmp),
-    (b"GIF8", _gif),
 )

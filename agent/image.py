@@ -7,34 +7,68 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import msgspec
 import numpy as np
 
-from agent.bundle import sha256_of
+from agent.bundle import sha256_of_open
 from agent.errors import FrameError, InputError
-from agent.header import Header, open_regular, read_header
+from agent.header import Header, open_regular, parse_header
 from agent.memory import MB, Budget
 from agent.page import Frame, Pixels, Quad, TextLine
 
 _JPEG_TAIL_BYTES = 1 << 20
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _COLOUR_AT = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
 _COLOUR_AT[8] = cv2.IMREAD_REDUCED_COLOR_8
 _GREY_AT = {1: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 _GREY_AT[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
 
+# What turns a picture of each EXIF orientation upright, in steps, so that no more than two copies exist.
+_UPRIGHT: dict[int, tuple[Callable[[Pixels], Pixels], ...]] = {
+    1: (),
+    2: (partial(cv2.flip, flipCode=1),),
+    3: (partial(cv2.rotate, rotateCode=cv2.ROTATE_180),),
+    4: (partial(cv2.flip, flipCode=0),),
+    5: (cv2.transpose,),
+    6: (partial(cv2.rotate, rotateCode=cv2.ROTATE_90_CLOCKWISE),),
+    7: (cv2.transpose, partial(cv2.rotate, rotateCode=cv2.ROTATE_180)),
+    8: (partial(cv2.rotate, rotateCode=cv2.ROTATE_90_COUNTERCLOCKWISE),),
+}
+
 # OpenCV's own pool would use every core at --threads 1.
 cv2.setNumThreads(1)
+
+
+class _Way(msgspec.Struct, frozen=True):
+    """A way to decode a picture.
+
+    Attributes:
+        flags: OpenCV's.
+        shape: of the result, (rows, columns) or (rows, columns, 3); None where it cannot be told before.
+        bytes: size of the result.
+        copies: how often OpenCV holds it.
+    """
+
+    flags: int
+    shape: tuple[int, ...] | None
+    bytes: int
+    copies: int = 1
 
 
 def load_frame(path: Path, source: str, budget: Budget) -> Frame:
     """Read a picture file upright, at most `budget.frame_bytes` large, transparent parts white, grey ones as grey.
 
-    JPEGs are decoded at a reduced scale; other formats in grey when colour would not fit, then reduced.
+    Where the picture does not fit in colour, a JPEG is read at a reduced scale, any other in grey.
 
     Args:
         path: the file.
@@ -45,84 +79,144 @@ def load_frame(path: Path, source: str, budget: Budget) -> Frame:
         InputError: missing, not a regular file, or not readable.
         FrameError: not a picture that can be read, or not within the budget.
     """
-    header = read_header(path)
-    flags = _decoding(header, path, budget)
-    _check_complete(path, header)
-    pixels = _as_bytes(_decode(path, flags, header))
-    height, width = pixels.shape[:2]
-    turned = (width > height) != (header.width > header.height)  # EXIF rotation has swapped the sides
-    full = (header.height, header.width) if turned else (header.width, header.height)
-    pixels = _reduce(pixels, budget.frame_bytes)
+    with open_regular(path) as handle:
+        header = parse_header(handle, path)
+        way = _choose(header, path, budget)
+        try:
+            _check_complete(handle, header, path)
+            pixels = _decode(handle, way, header, path)
+            pixels = _reduce(_as_bytes(pixels), budget.frame_bytes)
+            key, taken_at = sha256_of_open(handle), os.fstat(handle.fileno()).st_mtime
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from error
+    for turn in _turns(header):
+        pixels = turn(pixels)
     pixels.flags.writeable = False
-    return Frame(sha256_of(path), source, pixels, *full, taken_at=path.stat().st_mtime)
+    sideways = header.orientation >= 5
+    full = (header.height, header.width) if sideways else (header.width, header.height)
+    return Frame(key, source, pixels, *full, taken_at=taken_at)
 
 
-def _decoding(header: Header, path: Path, budget: Budget) -> int:
-    """Choose OpenCV's flags so that decoding fits the budget: in full, a JPEG at a fraction of its scale, or grey.
+def _turns(header: Header) -> tuple[Callable[[Pixels], Pixels], ...]:
+    # OpenCV turns TIFFs itself, whatever its flags say.
+    return () if header.kind == "tiff" else _UPRIGHT[header.orientation]
+
+
+def _choose(header: Header, path: Path, budget: Budget) -> _Way:
+    """Return the best way to decode that fits the budget.
 
     No model has buffers while a picture is decoded, so decoding may take all that is spare.
     """
-    size, spare = header.width * header.height, budget.decode_bytes
-    if header.kind == "jpeg":
-        grey = header.channels == 1
-        held = (2 * size if grey else 3 * size) if header.progressive else 0  # 16-bit coefficients, 4:2:0
-        for factor, flags in (_GREY_AT if grey else _COLOUR_AT).items():
-            need = held + size // factor**2 * (1 if grey else 3)
-            if need - held <= budget.frame_bytes * 1.1 and need <= spare:
-                return flags
-    else:
-        # OpenCV's decoders of these hold a buffer of their own beside the result.
-        depth = 2 if header.bits > 8 else 1
-        for flags, samples in _choices(header):
-            kept = min(size * samples, budget.frame_bytes)
-            need = size * (samples + max(samples, header.channels)) * depth + (0 if kept == size * samples else kept)
-            if need <= spare:
-                return flags
+    spare, need = budget.decode_bytes, 0
+    for way in _ways(header):
+        need = header.beside_bytes + _held_bytes(header, way, budget.frame_bytes)
+        # A JPEG at half its scale is decoded faster than one that is averaged down to that afterwards.
+        wasteful = header.kind == "jpeg" and way.bytes > 2 * budget.frame_bytes
+        if need <= spare and not wasteful:
+            return way
     raise FrameError(
         "memory",
         f"{path}: a {header.width}x{header.height} {header.kind.upper()} needs {need // MB + 1} MB to decode, "
-        f"{spare // MB} MB are free for it: raise --memory-mb by {(need - spare) // MB + 1}",
+        f"{max(0, spare) // MB} MB are free for it: raise --memory-mb by {(need - spare) // MB + 1}",
     )
 
 
-def _choices(header: Header) -> list[tuple[int, int]]:
-    """Return ways to decode, best first: OpenCV's flags and samples a pixel."""
-    grey = (cv2.IMREAD_GRAYSCALE, 1)
+def _held_bytes(header: Header, way: _Way, frame_bytes: int) -> int:
+    """Return the largest size of the copies of a picture while it is decoded, reduced or turned upright."""
+    kept = min(way.bytes, frame_bytes)
+    reduced = way.bytes + (kept if way.bytes > frame_bytes else 0)
+    return max(way.bytes * way.copies, reduced, 2 * kept if _turns(header) else 0)
+
+
+def _ways(header: Header) -> Iterator[_Way]:
+    """Yield ways to decode a picture, best first: in colour, then a JPEG at fractions of its scale, others in grey."""
+    size = header.width * header.height
     if header.alpha:
-        return [(cv2.IMREAD_UNCHANGED, 4), (cv2.IMREAD_COLOR, 3), grey]
-    return [grey] if header.channels == 1 else [(cv2.IMREAD_COLOR, 3), grey]
+        yield _Way(cv2.IMREAD_UNCHANGED, None, size * 4 * (2 if header.bits > 8 else 1), copies=2)
+    # OpenCV turns a TIFF of these into a second array.
+    copies = 2 if header.kind == "tiff" and header.orientation >= 5 else 1
+    for factor in (1, 2, 4, 8) if header.kind == "jpeg" else (1,):
+        shape = (-(-header.height // factor), -(-header.width // factor))
+        if header.channels > 1:
+            yield _Way(_COLOUR_AT[factor], (*shape, 3), math.prod(shape) * 3, copies)
+        if header.channels == 1 or header.kind != "jpeg":
+            yield _Way(_GREY_AT[factor], shape, math.prod(shape), copies)
 
 
-def _decode(path: Path, flags: int, header: Header) -> Pixels:
-    with open_regular(path) as handle:
-        # By descriptor: the file that was checked is the file decoded, whatever bytes its name has.
-        name = f"/proc/self/fd/{handle.fileno()}"
-        try:
-            pixels = cv2.imread(name if os.path.exists(name) else str(path), flags)
-        except cv2.error as error:
-            raise FrameError("damaged", f"{path}: the decoder refused it ({error.err})") from error
+def _decode(handle: BinaryIO, way: _Way, header: Header, path: Path) -> Pixels:
+    # By descriptor: the file that was checked is the file decoded, whatever bytes its name has.
+    name = f"/proc/self/fd/{handle.fileno()}"
+    try:
+        with _quiet():
+            pixels = _imread(name if os.path.exists(name) else os.fsdecode(path), way, header)
+    except cv2.error as error:
+        raise FrameError("damaged", f"{path}: the decoder refused it ({' '.join(error.err.split())})") from error
     if pixels is None or pixels.size == 0:
         raise FrameError("damaged", f"{path}: damaged, or a kind of {header.kind.upper()} that cannot be decoded")
     decoded: Pixels = np.asarray(pixels)
     return decoded
 
 
-def _check_complete(path: Path, header: Header) -> None:
+def _imread(name: str, way: _Way, header: Header) -> Pixels | None:
+    """Return a decoded picture, not turned by its orientation (TIFFs are), or None.
+
+    It is decoded into an array made here: otherwise `imread` holds it twice (OpenCV 4.11). When it cannot make out the
+    header it leaves such an array as it is and says nothing, so the array starts with random bytes.
+    """
+    flags = way.flags if way.flags == cv2.IMREAD_UNCHANGED else way.flags | cv2.IMREAD_IGNORE_ORIENTATION
+    if header.kind == "tiff" and header.orientation >= 5:
+        # `imread` refuses these (4.11: "Internal imread issue").
+        read, pages = cv2.imreadmulti(name, start=0, count=1, flags=flags)
+        return pages[0] if read else None
+    if way.shape is None or way.bytes < 64:
+        return cv2.imread(name, flags)
+    mark, target = os.urandom(64), np.empty(way.shape, np.uint8)
+    target.reshape(-1)[:64] = np.frombuffer(mark, np.uint8)
+    decoded: Pixels | None = cv2.imread(name, target, flags)
+    if decoded is not None and decoded.reshape(-1)[:64].tobytes() == mark:
+        return None
+    return decoded
+
+
+_DECODING = threading.Lock()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep descriptor 2 shut while a picture is decoded, one thread at a time.
+
+    libpng and libjpeg write there themselves ("libpng error: IDAT: CRC error"), past every switch of OpenCV; a bad file
+    is worth one line, and that comes from the caller. It costs five system calls.
+    """
+    if sys.__stderr__ is None:  # started with it shut: the descriptor may be the picture's own
+        yield
+        return
+    with _DECODING:
+        shown, shut = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(shut, 2)
+            yield
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+            os.close(shut)
+
+
+def _check_complete(handle: BinaryIO, header: Header, path: Path) -> None:
     """Refuse a JPEG or PNG without its end marker: decoders fill the missing part with grey and say nothing."""
     if header.kind not in ("jpeg", "png"):
         return
-    with open_regular(path) as handle:
-        size = handle.seek(0, os.SEEK_END)
-        handle.seek(max(header.data_at, size - _JPEG_TAIL_BYTES))
-        tail = handle.read()
-    if (b"\xff\xd9" if header.kind == "jpeg" else b"IEND") not in tail:
+    size = handle.seek(0, os.SEEK_END)
+    handle.seek(max(header.data_at, size - _JPEG_TAIL_BYTES))
+    tail = handle.read()
+    if (b"\xff\xd9" if header.kind == "jpeg" else _PNG_END) not in tail:
         raise FrameError("truncated", f"{path}: truncated, its end is missing")
 
 
 def _as_bytes(pixels: Pixels) -> Pixels:
     """Return uint8 (H, W, 3), or (H, W) for grey, from whatever the decoder gave; transparent parts become white."""
     if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
+        pixels = cv2.convertScaleAbs(pixels, alpha=1 / 257)
     elif pixels.dtype != np.uint8:
         pixels = cv2.normalize(pixels, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
     if pixels.ndim == 3 and pixels.shape[2] == 4:
@@ -135,10 +229,11 @@ def _over_white(pixels: Pixels) -> Pixels:
     if alpha.min() == 255:
         return np.ascontiguousarray(pixels[:, :, :3])
     blended = np.empty((*pixels.shape[:2], 3), np.uint8)
-    for top in range(0, pixels.shape[0], 256):  # in strips: the sums need 16 bits
-        strip = pixels[top : top + 256]
+    rows = max(1, 100_000 // pixels.shape[1])
+    for top in range(0, pixels.shape[0], rows):  # in strips: the sums need 16 bits
+        strip = pixels[top : top + rows]
         opaque = strip[:, :, 3:].astype(np.uint16)
-        blended[top : top + 256] = (strip[:, :, :3] * opaque + 255 * (255 - opaque)) // 255
+        blended[top : top + rows] = (strip[:, :, :3] * opaque + 255 * (255 - opaque)) // 255
     return blended
 
 
@@ -170,38 +265,41 @@ class Tile(msgspec.Struct, frozen=True):
     keep_bottom: int
 
 
-def tile(width: int, height: int, *, max_px: int, multiple: int, overlap: int = 96) -> tuple[Tile, ...]:
-    """Cover a page with windows of one size, sides multiples of `multiple`, at most about `max_px` large.
+def tile(width: int, height: int, *, max_px: int, multiple: int, overlap: int = 64) -> tuple[Tile, ...]:
+    """Cover a page with windows of one size, sides multiples of `multiple`, at most `max_px` large where that can be.
 
-    Windows span the whole width where that leaves a useful height, because lines run across. Neighbours overlap and
-    meet in the middle of the overlap; the kept parts cover the page exactly once.
+    Windows span the whole width where that leaves a useful height, because lines run across and a seam through them
+    costs some; then the grid with the fewest pixels in total is taken. Neighbours overlap and meet in the middle of
+    the overlap; the kept parts cover the page exactly once.
     """
-    span = _window(width, max(multiple * 10, max_px // (multiple * 10)), multiple, overlap)
-    rise = _window(height, max(multiple * 5, max_px // span), multiple, overlap)
-    columns, rows = _cuts(width, span, overlap), _cuts(height, rise, overlap)
+    columns = _divisions(width, multiple, overlap)
+    rows = _divisions(height, multiple, overlap)
+    grids = [(nx, span, ny, rise) for nx, span in columns for ny, rise in rows]
+    fitting = [g for g in grids if g[1] * g[3] <= max_px] or [grids[-1]]
+    useful = [g for g in fitting if g[3] >= min(height, 8 * multiple)] or fitting
+    nx, span, ny, rise = min(useful, key=lambda g: (g[0], g[0] * g[1] * g[2] * g[3]))
     return tuple(
         Tile(left, top, span, rise, keep_left, keep_top, keep_right, keep_bottom)
-        for top, keep_top, keep_bottom in rows
-        for left, keep_left, keep_right in columns
+        for top, keep_top, keep_bottom in _cuts(height, rise, ny)
+        for left, keep_left, keep_right in _cuts(width, span, nx)
     )
 
 
-def _window(length: int, limit: int, multiple: int, overlap: int) -> int:
-    """Return the window's side: the whole length if it fits, else so that the windows share the length evenly."""
-    whole = math.ceil(length / multiple) * multiple
-    limit = max(overlap + multiple, limit // multiple * multiple)
-    if whole <= limit:
-        return whole
-    count = math.ceil((length - overlap) / (limit - overlap))
-    side = math.ceil((length + (count - 1) * overlap) / count)
-    return math.ceil(side / multiple) * multiple
+def _divisions(length: int, multiple: int, overlap: int) -> list[tuple[int, int]]:
+    """Return (count, side) of the windows that share a length evenly, for every useful count."""
+    divisions, count = [], 1
+    while True:
+        side = math.ceil((length + (count - 1) * overlap) / count / multiple) * multiple
+        divisions.append((count, side))
+        if side <= 2 * overlap + multiple or count > 64:
+            return divisions
+        count += 1
 
 
-def _cuts(length: int, side: int, overlap: int) -> list[tuple[int, int, int]]:
-    """Return (start, keep from, keep to) of each window along one axis."""
-    if side >= length:
+def _cuts(length: int, side: int, count: int) -> list[tuple[int, int, int]]:
+    """Return (start, keep from, keep to) of `count` windows along one axis."""
+    if count == 1:
         return [(0, 0, length)]
-    count = math.ceil((length - overlap) / (side - overlap))
     starts = [round(i * (length - side) / (count - 1)) for i in range(count)]
     meets = [0, *((a + side + b) // 2 for a, b in pairwise(starts)), length]
     return list(zip(starts, meets[:-1], meets[1:], strict=True))

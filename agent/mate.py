@@ -21,11 +21,11 @@ import msgspec
 import numpy as np
 import psutil
 
-from agent.bundle import ModelBundle
+from agent.bundle import ModelBundle, ModelName
 from agent.engines import EngineSettings
 from agent.errors import EngineError
 from agent.memory import keep_heap_small, resident_bytes, trim
-from agent.models import Models, ModelWord, Result
+from agent.models import Models, Result
 from agent.page import Pixels
 from agent.recognize import Reading
 
@@ -39,16 +39,17 @@ _LENGTH = struct.Struct("<Q")
 class _Job(msgspec.Struct, frozen=True, array_like=True):
     """One picture for one model, its shape, and where its bytes begin in the shared memory; or "release"."""
 
-    model: Literal["det", "rec", "release"]
+    model: Literal["det", "rec", "cls", "release"]
     shape: tuple[int, ...] = ()
     offset: int = 0
 
 
 class _Reply(msgspec.Struct, array_like=True):
-    """A result on its way back: a map's bytes, or a reading."""
+    """A result on its way back: a map's bytes, a reading, or a share."""
 
     text_map: bytes | None = None
     reading: Reading | None = None
+    share: float = 0.0
 
 
 class Mate:
@@ -90,7 +91,7 @@ class Mate:
         except psutil.NoSuchProcess:
             return 0
 
-    def start(self, model: ModelWord, pictures: Sequence[Pixels]) -> None:
+    def start(self, model: ModelName, pictures: Sequence[Pixels]) -> None:
         """Hand over pictures for one model; the process works while the caller goes on.
 
         Raises:
@@ -144,7 +145,9 @@ class Mate:
 def _unpack(reply: _Reply, job: _Job) -> Result:
     if reply.reading is not None:
         return reply.reading
-    return np.frombuffer(reply.text_map or b"", np.uint8).reshape(job.shape[:2])
+    if reply.text_map is None:
+        return reply.share
+    return np.frombuffer(reply.text_map, np.uint8).reshape(job.shape[:2])
 
 
 def _receive(stream: BinaryIO) -> bytes:
@@ -183,7 +186,7 @@ class Crew:
         """Resident memory of all processes."""
         return resident_bytes() + sum(mate.resident_bytes for mate in self._mates)
 
-    def run(self, model: ModelWord, pictures: Sequence[Pixels], costs: Sequence[int]) -> list[Result]:
+    def run(self, model: ModelName, pictures: Sequence[Pixels], costs: Sequence[int]) -> list[Result]:
         """Run a model over pictures, shared out among the processes; results in the same order.
 
         Each share is worked off by cost, which goes with the shape: a new shape rebuilds the predictor.
@@ -260,6 +263,8 @@ def _work(models: Models, job: _Job, memory_file: int) -> _Reply:
         return _Reply()
     raw = os.pread(memory_file, int(np.prod(job.shape)), job.offset)
     found = models.run(job.model, np.frombuffer(raw, np.uint8).reshape(job.shape))
+    if isinstance(found, float):
+        return _Reply(share=found)
     return _Reply(reading=found) if isinstance(found, Reading) else _Reply(text_map=found.tobytes())
 
 

@@ -12,15 +12,18 @@ from agent.errors import BudgetError
 
 MB = 1 << 20
 
-# Measured on x86-64 with Paddle Lite's memory plan (README, "Memory"); bytes of working memory per input pixel.
-DET_BYTES_PER_PX = 170
-REC_BYTES_PER_PX = 520
+# Working memory of the models per input pixel, and besides; x86-64, Paddle Lite with its memory plan. Measured with
+# peak resident memory over input shapes (README, "Memory").
+DET_BYTES_PER_PX = 215
+REC_BYTES_PER_PX = 620
+MODEL_BYTES = 18 * MB
 MIN_TILE_PX = 160 * 320
-MAX_TILE_PX = 640 * 640
+GOOD_TILE_PX = 200_000
+MAX_TILE_PX = 500_000
 MIN_FRAME_BYTES = 3 * MB
-MAX_FRAME_BYTES = 48 * MB
-# The picture at the detector's scale, at most 2000 x 2000 in practice, and its probability map.
-SCALED_BYTES = 14 * MB
+MAX_FRAME_BYTES = 40 * MB
+# The picture at the detector's scale and its probability map.
+SCALED_BYTES = 8 * MB
 MARGIN_BYTES = 10 * MB
 
 M_MMAP_THRESHOLD = -3  # <malloc.h>
@@ -31,18 +34,18 @@ class Budget(msgspec.Struct, frozen=True):
     """How much each stage may take.
 
     Attributes:
-        limit_mb: what the whole process may have resident.
+        limit_mb: what all processes together may have resident.
+        processes: how many run models at the same time.
         decode_bytes: what decoding a picture may take, while no model has buffers.
         frame_bytes: what a picture may keep while it is read.
-        tile_px: largest detector input, in pixels.
-        line_px: largest recogniser input, in pixels.
+        spare_bytes: what picture, copies of it and models' buffers may take together.
     """
 
     limit_mb: int
+    processes: int
     decode_bytes: int
     frame_bytes: int
-    tile_px: int
-    line_px: int
+    spare_bytes: int
 
     @classmethod
     def plan(cls, limit_mb: int, resident_bytes: int, processes: int = 1) -> Budget:
@@ -50,20 +53,31 @@ class Budget(msgspec.Struct, frozen=True):
 
         Args:
             limit_mb: what all processes together may have resident, in MB of 2**20 bytes.
-            resident_bytes: what it has now, models loaded and no page read.
+            resident_bytes: what they have now, models loaded and no page read.
             processes: how many run models at the same time.
 
         Raises:
             BudgetError: not even the smallest tile and picture fit.
         """
-        spare = limit_mb * MB - resident_bytes - MARGIN_BYTES
-        least = MIN_TILE_PX * DET_BYTES_PER_PX
-        each = min(max(spare // 2 // processes, least), MAX_TILE_PX * DET_BYTES_PER_PX)
-        frame_bytes = min(MAX_FRAME_BYTES, spare - each * processes - SCALED_BYTES)
-        if frame_bytes < MIN_FRAME_BYTES:
-            need = resident_bytes + MARGIN_BYTES + least * processes + SCALED_BYTES + MIN_FRAME_BYTES
-            raise BudgetError(f"a memory limit of {limit_mb} MB is too small for any page: give {need // MB + 1} MB")
-        return cls(limit_mb, spare, frame_bytes, each // DET_BYTES_PER_PX, each // REC_BYTES_PER_PX)
+        free = limit_mb * MB - resident_bytes - MARGIN_BYTES
+        spare = free - MODEL_BYTES * processes
+        least = SCALED_BYTES + MIN_TILE_PX * DET_BYTES_PER_PX * processes + MIN_FRAME_BYTES
+        if spare < least:
+            need = (limit_mb * MB - spare + least) // MB + 1
+            raise BudgetError(f"a memory limit of {limit_mb} MB is too small for any page: give {need} MB")
+        beside = SCALED_BYTES + GOOD_TILE_PX * DET_BYTES_PER_PX * processes
+        frame_bytes = min(MAX_FRAME_BYTES, max(MIN_FRAME_BYTES, spare - beside))
+        return cls(limit_mb, processes, free, frame_bytes, spare)
+
+    def tile_px(self, held_bytes: int) -> int:
+        """Return the largest detector input, in pixels, beside so much held: the picture, its copy and maps."""
+        each = (self.spare_bytes - held_bytes) // self.processes
+        return max(MIN_TILE_PX, min(MAX_TILE_PX, each // DET_BYTES_PER_PX))
+
+    def line_px(self, held_bytes: int) -> int:
+        """Return the largest recogniser input, in pixels, beside so much held: the picture and its strips."""
+        each = (self.spare_bytes - held_bytes) // self.processes
+        return max(48 * 320, each // REC_BYTES_PER_PX)
 
 
 def resident_bytes() -> int:

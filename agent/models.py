@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 
 from agent import recognize
-from agent.bundle import ModelBundle
+from agent.bundle import ModelBundle, ModelName
 from agent.engines import EngineSettings, open_engine
 from agent.page import Pixels
 
 Tensor = npt.NDArray[np.float32]
-ModelWord = Literal["det", "rec"]
-Result = Pixels | recognize.Reading
+Result = Pixels | recognize.Reading | float
 
 
 def to_tensor(pixels: Pixels, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -28,7 +25,7 @@ def to_tensor(pixels: Pixels, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 class Models:
-    """The detector and the recogniser of a bundle, loaded. Not safe for use by several threads at once."""
+    """The models of a bundle, loaded. Not safe for use by several threads at once."""
 
     def __init__(self, bundle: ModelBundle, settings: EngineSettings) -> None:
         """Load the models.
@@ -39,15 +36,18 @@ class Models:
         self.bundle = bundle
         self._det = open_engine(bundle, "det", settings)
         self._rec = open_engine(bundle, "rec", settings)
+        self._cls = open_engine(bundle, "cls", settings) if bundle.manifest.cls is not None else None
 
     @property
     def uses_threads(self) -> bool:
         """Whether the engine spreads one model over several threads itself."""
         return self._det.uses_threads
 
-    def run(self, model: ModelWord, pixels: Pixels) -> Result:
-        """Run a model by name: "det" gives a map, "rec" a reading."""
-        return self.text_map(pixels) if model == "det" else self.reading(pixels)
+    def run(self, model: ModelName, pixels: Pixels) -> Result:
+        """Run a model by name: "det" gives a map, "rec" a reading, "cls" the probability of being upside down."""
+        if model == "det":
+            return self.text_map(pixels)
+        return self.reading(pixels) if model == "rec" else self.upside_down(pixels)
 
     def text_map(self, pixels: Pixels) -> Pixels:
         """Return the text probability of every pixel, uint8 (H, W), 255 is certain; sides as the detector needs."""
@@ -62,12 +62,21 @@ class Models:
         output = self._rec.run(to_tensor(strip, spec.mean, spec.std))[0]
         return recognize.decode(output, self.bundle.characters)
 
+    def upside_down(self, strip: Pixels) -> float:
+        """Return the probability that a line picture, of the classifier's size, stands on its head."""
+        spec = self.bundle.manifest.cls
+        if spec is None or self._cls is None:
+            return 0.5
+        return float(self._cls.run(to_tensor(strip, spec.mean, spec.std))[0, 1])
+
     def release(self) -> None:
         """Give working memory back until the next call."""
-        self._det.release()
-        self._rec.release()
+        for engine in (self._det, self._rec, self._cls):
+            if engine is not None:
+                engine.release()
 
     def close(self) -> None:
         """Give the models back."""
-        self._det.close()
-        self._rec.close()
+        for engine in (self._det, self._rec, self._cls):
+            if engine is not None:
+                engine.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import accumulate
 
 import msgspec
 
@@ -12,6 +13,10 @@ from agent.page import Point, Quad
 
 # A box this much taller than wide holds a line that runs up or down the picture (PP-OCR's bound).
 TALL = 1.5
+
+# Fewer lines side by side are no columns of text; a gutter may be crossed by this share of lines, such as headings.
+MIN_COLUMN_LINES = 5
+CROSSED = 0.2
 
 
 def turned(quad: Quad, quarters: int) -> Quad:
@@ -55,8 +60,9 @@ class _Item(msgspec.Struct, frozen=True):
 def reading_order(quads: Sequence[Quad]) -> tuple[int, ...]:
     """Return the indices of lines in reading order: columns left to right, rows top to bottom, then left to right.
 
-    Rows follow the page's skew: positions are taken along and across the lines' common direction. A gutter parts
-    columns only when both sides are blocks of running text, so the price column of a receipt stays with its items.
+    Rows follow the page's skew: positions are taken along and across the lines' common direction. Gutters part columns
+    only when all of them are blocks of running text, so the price column of a receipt stays with its items. A heading
+    across columns parts them into what comes before and after it.
 
     Args:
         quads: corners in reading direction.
@@ -90,27 +96,51 @@ def _common_angle(quads: Sequence[Quad]) -> float:
     return math.atan2(dy, dx)
 
 
-def _ordered(items: list[_Item]) -> list[_Item]:
-    gutter = _gutter(items)
-    if gutter is None:
+def _ordered(items: Sequence[_Item]) -> list[_Item]:
+    columns = _columns(items)
+    if columns is None:
         return [item for row in _rows(items) for item in row]
-    left = [item for item in items if item.right <= gutter]
-    right = [item for item in items if item.left >= gutter]
-    return _ordered(left) + _ordered(right)
+    blocks, across = columns
+    ordered: list[_Item] = []
+    top = -math.inf
+    for bar in (*(item for row in _rows(across) for item in row), None):
+        bottom = math.inf if bar is None else max(top, bar.middle)
+        for block in blocks:
+            ordered += _ordered([item for item in block if top <= item.middle < bottom])
+        ordered += [] if bar is None else [bar]
+        top = bottom
+    return ordered
 
 
-def _gutter(items: list[_Item]) -> float | None:
-    """Return where a free vertical strip parts two blocks of running text, or None."""
-    by_left = sorted(items, key=lambda item: item.left)
-    reach, best = -math.inf, None
-    for done, item in enumerate(by_left):
-        gap = item.left - reach
-        if gap > 0 and done >= 5 and len(items) - done >= 5:
-            wide = gap > max(0.5 * statistics.median(i.height for i in items), best[0] if best else 0.0)
-            if wide and all(_is_running_text(side) for side in (by_left[:done], by_left[done:])):
-                best = (gap, (item.left + reach) / 2)
-        reach = max(reach, item.right)
-    return best[1] if best else None
+def _columns(items: Sequence[_Item]) -> tuple[list[list[_Item]], list[_Item]] | None:
+    """Return blocks of running text that stand side by side, and the lines that run across; or None."""
+    cuts = _gutters(items)
+    for chosen in ([cuts] if len(cuts) > 1 else []) + [[cut] for cut in cuts]:
+        blocks: list[list[_Item]] = [[] for _ in range(len(chosen) + 1)]
+        across: list[_Item] = []
+        for item in items:
+            crosses = any(item.left < cut < item.right for cut in chosen)
+            (across if crosses else blocks[sum(cut <= item.left for cut in chosen)]).append(item)
+        if all(len(block) >= MIN_COLUMN_LINES and _is_running_text(block) for block in blocks):
+            return blocks, across
+    return None
+
+
+def _gutters(items: Sequence[_Item]) -> list[float]:
+    """Return the middles of the upright strips, wider than half a line is high, that hardly any line crosses."""
+    if len(items) < 2 * MIN_COLUMN_LINES:
+        return []
+    edges = sorted([(i.left, 1) for i in items] + [(i.right, -1) for i in items])
+    counts = list(accumulate(step for _, step in edges))
+    wide = 0.5 * statistics.median(i.height for i in items)
+    few = CROSSED * max(counts)
+    gutters, start = [], math.inf  # where a strip begins; none has before the first column
+    for (x, _), before, count in zip(edges[1:], counts, counts[1:], strict=False):
+        if before > few >= count:
+            start = x
+        elif before <= few < count:
+            gutters += [(start + x) / 2] if x - start > wide else []
+    return gutters
 
 
 def _is_running_text(items: Sequence[_Item]) -> bool:
@@ -121,7 +151,7 @@ def _is_running_text(items: Sequence[_Item]) -> bool:
     return typical >= 0.6 * width and typical >= 8 * tall
 
 
-def _rows(items: list[_Item]) -> list[list[_Item]]:
+def _rows(items: Sequence[_Item]) -> list[list[_Item]]:
     """Group lines into rows: a line joins the row whose middle it overlaps by half of the smaller height."""
     rows: list[list[_Item]] = []
     for item in sorted(items, key=lambda i: i.middle):

@@ -77,6 +77,11 @@ class PageResult(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, seconds=round(self.seconds + seconds, 4), timings_ms=timings)
 
 
+class _Head(msgspec.Struct):
+    schema: int = SCHEMA
+
+
+_head_decoder = msgspec.json.Decoder(_Head)
 _decoder = msgspec.json.Decoder(PageResult)
 
 
@@ -95,9 +100,9 @@ def from_json(line: bytes) -> PageResult:
         FrameError: not JSON of this form, or of a newer schema.
     """
     try:
-        page = _decoder.decode(line)
-    except msgspec.MsgspecError as error:
+        schema = _head_decoder.decode(line).schema  # first: a newer form may differ in anything else
+        if schema > SCHEMA:
+            raise FrameError("schema", f"page result has schema {schema}; this version reads up to {SCHEMA}")
+        return _decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError("json", f"not a page result: {error}") from error
-    if page.schema > SCHEMA:
-        raise FrameError("schema", f"page result has schema {page.schema}; this version reads up to {SCHEMA}")
-    return page

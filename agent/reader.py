@@ -26,7 +26,6 @@ class ReaderSettings(msgspec.Struct, frozen=True):
         min_score: lines read with less are dropped (PP-OCR's bound).
         short_side_px: pictures are enlarged for the detector until their shorter side has this many pixels.
         long_side_px: and reduced until the longer one has at most this many.
-        fine_side_px: the longer side may have this many when a page with small print is looked at again.
         engine: which runtime, and its threads.
     """
 
@@ -34,7 +33,6 @@ class ReaderSettings(msgspec.Struct, frozen=True):
     min_score: float = 0.5
     short_side_px: int = 480
     long_side_px: int = 1280
-    fine_side_px: int = 4000
     engine: EngineSettings = EngineSettings()
 
 
@@ -97,7 +95,6 @@ class Reader:
         timings: dict[str, float] = {}
         with _timed(timings, "det"):
             lines = self._detect(frame.pixels)
-            self._crew.release()
         with _timed(timings, "rec"):
             found = self._recognize(frame.pixels, lines)
             self._crew.release()
@@ -141,15 +138,20 @@ class Reader:
         if small >= SMALL_BOX_PX:
             return scale
         wanted = scale * FINE_BOX_PX / small
-        return min(wanted, 1.0, self.settings.fine_side_px / max(pixels.shape[:2]))
+        # The copy at that scale must leave room for the models beside the picture.
+        room = self.budget.spare_bytes - pixels.nbytes - memory.GOOD_TILE_PX * memory.DET_BYTES_PER_PX
+        fitting = math.sqrt(max(1, room) / _copy_bytes(pixels, 1.0))
+        return min(wanted, fitting, 1.0)
 
     def _look(self, pixels: Pixels, scale: float) -> list[_Line]:
         """Run the detector over a picture at a scale."""
         height, width = pixels.shape[:2]
         small = image.scaled(pixels, max(1, round(width * scale)), max(1, round(height * scale)))
         spec = self.bundle.manifest.det
+        text_map = self._text_map(small, self.budget.tile_px(pixels.nbytes + _copy_bytes(pixels, scale)))
+        self._crew.release()
         boxes = detect.find_boxes(
-            self._text_map(small),
+            text_map,
             threshold=spec.threshold,
             box_threshold=spec.box_threshold,
             unclip_ratio=spec.unclip_ratio,
@@ -157,10 +159,10 @@ class Reader:
         fx, fy = width / small.shape[1], height / small.shape[0]
         return [_Line(_clipped(_scaled(box.quad, fx, fy), width, height), box.score) for box in boxes]
 
-    def _text_map(self, pixels: Pixels) -> detect.ProbabilityMap:
+    def _text_map(self, pixels: Pixels, tile_px: int) -> detect.ProbabilityMap:
         """Return the text probability of every pixel, uint8; tiles meet in the middle of their overlap."""
         height, width = pixels.shape[:2]
-        tiles = image.tile(width, height, max_px=self.budget.tile_px, multiple=self.bundle.manifest.det.multiple)
+        tiles = image.tile(width, height, max_px=tile_px, multiple=self.bundle.manifest.det.multiple)
         whole = np.zeros((height, width), np.uint8)
         maps = self._crew.run("det", [image.window(pixels, piece) for piece in tiles], costs=[1] * len(tiles))
         for piece, part in zip(tiles, maps, strict=True):
@@ -193,6 +195,8 @@ class Reader:
         """Read lines that came out badly in the other directions their shape allows; keep the best."""
         for turn in (2, 1, 3):
             poor = [f for f in found if f.score < SURE and _may_turn(f.line, base, turn)]
+            if turn == 2:
+                poor = self._upside_down(pixels, poor)
             again = self._read_lines(pixels, [(f.line, (base + turn) % 4) for f in poor])
             better = {
                 id(old): new for old, new in zip(poor, again, strict=True) if new.score > max(old.score, SURE - 0.2)
@@ -200,21 +204,39 @@ class Reader:
             found = [better.get(id(f), f) for f in found]
         return found
 
+    def _upside_down(self, pixels: Pixels, found: Sequence[_Found]) -> list[_Found]:
+        """Return the lines that the direction classifier, where there is one, does not hold for upright."""
+        spec = self.bundle.manifest.cls
+        if spec is None or not found:
+            return list(found)
+        strips = []
+        for f in found:
+            quad = orient.turned(f.line.quad, f.quarters)
+            strips.append(image.pad(image.crop(pixels, quad, spec.height, spec.width), spec.width))
+        turned = self._crew.run("cls", strips, costs=[1] * len(strips))
+        return [f for f, share in zip(found, turned, strict=True) if isinstance(share, float) and share > 0.5]
+
     def _read_lines(self, pixels: Pixels, wanted: Sequence[tuple[_Line, int]]) -> list[_Found]:
         """Read lines, each turned by so many quarters."""
         spec = self.bundle.manifest.rec
-        longest = min(spec.max_width, max(320, self.budget.line_px // spec.height))
-        strips, widths = [], []
-        for line, quarters in wanted:
-            quad = orient.turned(line.quad, quarters)
-            width = _input_width(quad, spec, longest)
-            strips.append(image.pad(image.crop(pixels, quad, spec.height, width), width))
-            widths.append(width)
+        longest = min(spec.max_width, self.budget.line_px(pixels.nbytes + memory.SCALED_BYTES) // spec.height)
+        quads = [orient.turned(line.quad, quarters) for line, quarters in wanted]
+        natural = [_input_width(quad, spec, longest) for quad in quads]
+        widths = recognize.plan_widths(natural, spec.width_step)
+        strips = [
+            image.pad(image.crop(pixels, quad, spec.height, width), planned)
+            for quad, width, planned in zip(quads, natural, widths, strict=True)
+        ]
         found = []
         for (line, quarters), reading in zip(wanted, self._crew.run("rec", strips, costs=widths), strict=True):
             assert isinstance(reading, recognize.Reading)
             found.append(_Found(line, quarters, reading.text, reading.score))
         return found
+
+
+def _copy_bytes(pixels: Pixels, scale: float) -> int:
+    """Return what looking at a picture at a scale holds: the copy, and its map whole and in tiles."""
+    return int((pixels.nbytes + 2 * pixels.shape[0] * pixels.shape[1]) * scale * scale)
 
 
 def _input_width(quad: Quad, spec: Recognizer, longest: int) -> int:

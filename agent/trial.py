@@ -29,11 +29,13 @@ def ensure_tried(bundle: ModelBundle, settings: EngineSettings) -> None:
     """
     engine = choose_engine(bundle, settings.engine)
     mark = _mark(bundle, engine)
-    if mark.exists():
+    if os.path.exists(mark):
         return
-    command = [sys.executable, "-m", "agent.trial", str(bundle.path), engine]
+    command = [sys.executable, "-m", "agent.trial", str(bundle.path.resolve()), engine]
+    # -m looks in the working directory first, and the user's may hold an `agent` of its own.
+    home = Path(__file__).resolve().parents[1]
     try:
-        child = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+        child = subprocess.run(command, cwd=home, capture_output=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as error:
         raise BundleError(f"{bundle.path}: its models did not answer within {TIMEOUT_S} s on {engine}") from error
     if child.returncode != 0:
@@ -58,6 +60,8 @@ def _version(package: str) -> str:
 
 
 def _remember(mark: Path) -> None:
+    if not mark.is_absolute():  # no home directory: `~` would be made here
+        return
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()

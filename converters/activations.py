@@ -100,6 +100,6 @@ def _become_scaled(graph: Graph, op: Any, kind: str, x: str, factor: float, **at
         become(op, kind, {"X": [x]}, {"Out": [out]}, **attributes)
         return
     plain = graph.add_variable(f"{out}.plain", graph.shape(out), like=out)
-    first = graph.new_op(kind, {"X": [x]}, {"Out": plain}, **attributes)
+    first = graph.new_op(kind, {"X": [x]}, {"Out": [plain]}, **attributes)
     make_scale(op, plain, out, factor, 0.0)
-    graph.insert(op, [first])
+    graph.replace(op, [first, op])

@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,7 +23,7 @@ from converters.sources import Sources, collect
 from converters.stages import Stages, locked
 from converters.tables import aligned, said
 from converters.targets import PLANS, Plan
-from converters.writing import Content, check_place, write_bundle
+from converters.writing import Content, Precision, check_place, write_bundle
 
 BUILD = Path("models/build")
 _LITE_HOST, _LITE_ARM = "1", "4"  # paddle::lite_api::TargetType
@@ -45,7 +45,7 @@ class Request(msgspec.Struct, frozen=True):
 
     recipe: Path
     target: Target
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: Precision = "fp32"
     source: Path | None = None
     characters: Path | None = None
     output: Path | None = None

@@ -24,6 +24,7 @@ _FLOAT32 = 5
 _DTYPES = {0: np.dtype(bool), 2: np.dtype(np.int32), 3: np.dtype(np.int64), _FLOAT32: np.dtype(np.float32)}
 _LOD_TENSOR = 7
 # framework.proto, AttrType: the field that holds a value of each type.
+_STRINGS = 5
 _ATTR_FIELDS = {
     0: "i",
     1: "f",
@@ -138,6 +139,11 @@ class Graph:
         var = self._var(name)
         return list(var.type.lod_tensor.tensor.dims) if var is not None else []
 
+    def length(self, name: str, axis: int) -> int:
+        """Return a variable's declared length along an axis; -1 where it varies or is not declared."""
+        shape = self.shape(name)
+        return shape[axis] if axis < len(shape) else -1
+
     def inputs(self) -> list[str]:
         """Return the names of the graph's inputs, in order."""
         return [only(op, "Out", out=True) for op in self.ops if op.type == "feed"]
@@ -199,11 +205,11 @@ class Graph:
             if self.ops[index].type != "fetch" and tuple(all_outputs(self.ops[index])) in written:
                 del self.ops[index]
 
-    def insert(self, op: Any, added: Sequence[Any], *, after: bool = False) -> None:
-        """Put new operators before (or after) one of the graph, which is told by the variables it writes."""
+    def replace(self, op: Any, added: Sequence[Any]) -> None:
+        """Put operators in the place of one, which is told by the variables it writes."""
         ops, written = list(self.ops), all_outputs(op)
-        at = next(index for index, other in enumerate(ops) if all_outputs(other) == written) + after
-        self.replace_ops([*ops[:at], *added, *ops[at:]])
+        at = next(index for index, other in enumerate(ops) if all_outputs(other) == written)
+        self.replace_ops([*ops[:at], *added, *ops[at + 1 :]])
 
     def bypass(self, op: Any, source: str) -> None:
         """Remove an operator and let those that read its result read `source`."""
@@ -214,11 +220,11 @@ class Graph:
         self.remove([op])
 
     def new_op(
-        self, kind: str, inputs: Mapping[str, Sequence[str]], out: Mapping[str, str], **attributes: Value
+        self, kind: str, inputs: Mapping[str, Sequence[str]], outputs: Mapping[str, Sequence[str]], **attributes: Value
     ) -> Any:
-        """Return an operator that is not yet in the graph."""
+        """Return an operator that is not yet in the graph; see `become`."""
         op = type(self.ops[0])()
-        become(op, kind, inputs, {slot: [name] for slot, name in out.items()}, **attributes)
+        become(op, kind, inputs, outputs, **attributes)
         return op
 
     def _var(self, name: str) -> Any:
@@ -281,18 +287,19 @@ def set_attribute(op: Any, name: str, value: Value) -> None:
             op.attrs.remove(attr)
     attr, (number, field) = op.attrs.add(), _field_of(value)
     attr.name, attr.type = name, number
-    if number in (3, 4, 5):
+    if number in (3, 4, _STRINGS):
         getattr(attr, field).extend(value)
     else:
         setattr(attr, field, value)
 
 
 def _field_of(value: Value) -> tuple[int, str]:
+    """Return the type number and field of a value; an empty list counts as one of integers."""
     kinds = {bool: (6, "b"), int: (0, "i"), float: (1, "f"), str: (2, "s")}
     if isinstance(value, (bool, int, float, str)):
         return kinds[type(value)]
-    lists = {int: (3, "ints"), float: (4, "floats"), str: (5, "strings")}
-    return lists[type(value[0]) if value else str]
+    lists = {int: (3, "ints"), float: (4, "floats"), str: (_STRINGS, "strings")}
+    return lists[type(value[0]) if value else int]
 
 
 def become(
@@ -318,6 +325,7 @@ def become(
     }
     for name, value in {**every, **attributes}.items():
         set_attribute(op, name, value)
+    op.attrs.add(name="op_role_var", type=_STRINGS)
 
 
 # ------------------------------------------------------------------------------------------- parameter file

@@ -23,6 +23,7 @@ from agent.errors import AgentError, ConversionError
 
 WARM_RUNS = 2
 TIMED_RUNS = 7
+TIMEOUT_S = 900
 LITE_TARGETS = {"x86_64": "x86", "aarch64": "arm"}
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,19 +40,21 @@ def run(job: str, model: str = "", **arguments: object) -> Any:
         ConversionError: the process failed; the message ends with the last line it printed.
     """
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    ended = subprocess.run(
-        [sys.executable, "-m", "converters.native", job, json.dumps(arguments, default=str)],
-        env={**os.environ, "PYTHONPATH": path, "GLOG_minloglevel": "2"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "converters.native", job, json.dumps(arguments, default=str)],
+            env={**os.environ, "PYTHONPATH": path, "GLOG_minloglevel": "2"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConversionError(f"{job} {model}".rstrip() + f": not done after {TIMEOUT_S} s") from error
     if ended.returncode:
-        said = [line for line in ended.stderr.splitlines() if line.strip()]
+        said = ended.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         how = f"signal {-ended.returncode}" if ended.returncode < 0 else f"status {ended.returncode}"
-        raise ConversionError(f"{job} {model}".rstrip() + f": {said[-1].strip() if said else 'no message'} ({how})")
+        raise ConversionError(f"{job} {model}".rstrip() + f": {said[-1].strip()} ({how})")
     return json.loads(ended.stdout)
 
 

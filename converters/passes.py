@@ -189,7 +189,9 @@ def fold_batch_norm(graph: Graph) -> int:
     def attempt(op: Any, links: Links) -> bool:
         source = only(op, "X")
         found = weights_before(graph, links, source) if op.type == "batch_norm" and _is_frozen(op) else None
-        if found is None or found[0].type not in CONVOLUTIONS or not adds_per_channel(graph, *found):
+        if found is None or found[0].type not in CONVOLUTIONS:
+            return False
+        if found[1] is not None and not adds_per_channel(graph, found[1], output_channels(graph, found[0])):
             return False
         scale, shift = _batch_norm_affine(graph, op)
         if found[1] is None:
@@ -234,7 +236,7 @@ def _fold_back(graph: Graph, op: Any, affine: tuple[float, float], weights: Any,
     if stays:
         make_scale(op, source, target, 1.0, bias)
     elif add is None and bias:
-        _become_bias(graph, op, source, target, np.full(_output_channels(graph, weights), bias))
+        _become_bias(graph, op, source, target, np.full(output_channels(graph, weights), bias))
     else:
         if add is not None:
             _change_bias(graph, add, np.float64(scale), np.float64(bias))
@@ -266,13 +268,13 @@ def fold_scale_into_consumer(graph: Graph) -> int:
 
 
 def _takes_affine(graph: Graph, links: Links, op: Any, source: str, bias: float) -> bool:
-    if op.type not in ("conv2d", "depthwise_conv2d") or only(op, "Input") != source or not _has_weights(graph, op):
+    if op.type not in ("conv2d", "depthwise_conv2d") or only(op, "Input") != source or not has_weights(graph, op):
         return False
     if bias == 0.0:
         return True
     padded = any(attribute(op, "paddings", [0])) or attribute(op, "padding_algorithm", "EXPLICIT") == "SAME"
     after = links.consumers[result(op)]
-    added = len(after) == 1 and _is_param_addition(graph, after[0]) and adds_per_channel(graph, op, after[0])
+    added = len(after) == 1 and adds_per_channel(graph, after[0], output_channels(graph, op))
     return not padded and added
 
 
@@ -290,7 +292,7 @@ def weights_before(graph: Graph, links: Links, name: str) -> tuple[Any, Any] | N
     if op is not None and _is_param_addition(graph, op) and links.only_reader(name):
         name, add = only(op, "X"), op
         op = links.producers.get(name)
-    if op is None or not links.only_reader(name) or not _has_weights(graph, op):
+    if op is None or not links.only_reader(name) or not has_weights(graph, op):
         return None
     return op, add
 
@@ -299,18 +301,19 @@ def _is_param_addition(graph: Graph, op: Any) -> bool:
     return op.type == "elementwise_add" and only(op, "Y") in graph.params and only(op, "X") not in graph.params
 
 
-def _has_weights(graph: Graph, op: Any) -> bool:
+def has_weights(graph: Graph, op: Any) -> bool:
+    """Say whether an operator is a planar convolution or a matmul with a parameter, and nothing built in."""
     if op.type in CONVOLUTIONS:
         planar = attribute(op, "data_format", "NCHW") in ("NCHW", "AnyLayout")
         return planar and not names(op, "Bias") and not names(op, "ResidualData") and only(op, "Filter") in graph.params
     return op.type in MATMULS and only(op, "Y") in graph.params
 
 
-def adds_per_channel(graph: Graph, conv: Any, add: Any) -> bool:
-    """Say whether an addition (or none) adds one number per channel of a convolution's output."""
-    if add is None:
-        return True
-    shape, channels = graph.params[only(add, "Y")].shape, _output_channels(graph, conv)
+def adds_per_channel(graph: Graph, add: Any, channels: int) -> bool:
+    """Say whether an operator adds a parameter of one number per channel to an image."""
+    if not _is_param_addition(graph, add):
+        return False
+    shape = graph.params[only(add, "Y")].shape
     if attribute(add, "axis", -1) == 1:
         return shape == (channels,)
     return attribute(add, "axis", -1) == -1 and shape in ((channels, 1, 1), (1, channels, 1, 1))
@@ -335,7 +338,8 @@ def _scaled_filter(graph: Graph, conv: Any, scale: Array) -> Array:
     return weights
 
 
-def _output_channels(graph: Graph, conv: Any) -> int:
+def output_channels(graph: Graph, conv: Any) -> int:
+    """Return the number of output channels of a convolution."""
     shape = graph.params[only(conv, "Filter")].shape
     return int(shape[1] * attribute(conv, "groups", 1)) if conv.type.endswith("transpose") else int(shape[0])
 
@@ -343,28 +347,3 @@ def _output_channels(graph: Graph, conv: Any) -> int:
 def _become_bias(graph: Graph, op: Any, source: str, target: str, bias: Array) -> None:
     name = graph.add_param(f"{target}.bias", bias)
     become(op, "elementwise_add", {"X": [source], "Y": [name]}, {"Out": [target]}, axis=1)
-
-
-# ------------------------------------------------------------------------------------------- gates
-
-
-def gate_residuals(graph: Graph) -> int:
-    """Turn x + x * g into x * (g + 1) where g is a squeeze-and-excitation gate of one number per channel.
-
-    One pass over the large tensor instead of two.
-    """
-
-    def attempt(op: Any, links: Links) -> bool:
-        x, y = only(op, "X"), only(op, "Y")
-        mul = links.producers.get(y)
-        if op.type != "elementwise_add" or mul is None or mul.type != "elementwise_mul" or not links.only_reader(y):
-            return False
-        gate = only(mul, "Y")
-        if only(mul, "X") != x or gate in graph.params or graph.shape(gate)[2:] != [1, 1]:
-            return False
-        plus_one = graph.add_variable(f"{gate}.plus_one", graph.shape(gate), like=gate)
-        make_scale(mul, gate, plus_one, 1.0, 1.0)
-        become(op, "elementwise_mul", {"X": [x], "Y": [plus_one]}, {"Out": [result(op)]}, axis=-1)
-        return True
-
-    return repeat(graph, attempt)

@@ -59,6 +59,7 @@ class RecognizerSection(_Section, frozen=True, forbid_unknown_fields=True, kw_on
 
     characters: str
     height: _Positive
+    squeeze: Annotated[float, msgspec.Meta(gt=0.3, le=1.0)]
     width_step: _Positive
     max_width: _Positive
 

@@ -15,7 +15,8 @@ from typing import Any
 from agent.bundle import sha256_of
 from agent.errors import ConversionError
 
-CODE = ("graph.py", "passes.py", "passes_x86.py", "activations.py", "targets.py", "native.py", "export.py")
+_PASSES = ("passes.py", "passes_x86.py", "activations.py", "enlarging.py", "gates.py", "targets.py")
+CODE = ("graph.py", "native.py", "export.py", *_PASSES)
 TOOLS = ("paddlepaddle", "paddlelite", "paddle2onnx", "onnxruntime", "numpy")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from converters.activations import fuse_gelu, fuse_hard_swish
+from converters.enlarging import convolve_before_enlarging, shuffle_upsampling
+from converters.gates import gate_residuals, pool_before_expanding
 from converters.passes import (
     Pass,
     constant_reshapes,
@@ -13,11 +15,10 @@ from converters.passes import (
     fold_batch_norm,
     fold_scale_into_consumer,
     fold_scale_into_producer,
-    gate_residuals,
     merge_scales,
     scalars_to_scale,
 )
-from converters.passes_x86 import shuffle_upsampling, split_uneven_strides
+from converters.passes_x86 import delay_shuffles, shuffle_transposed_convolutions, split_uneven_strides
 
 COMMON: tuple[Pass, ...] = (
     drop_identities,
@@ -31,9 +32,18 @@ COMMON: tuple[Pass, ...] = (
     fold_scale_into_producer,
     fold_scale_into_consumer,
     gate_residuals,
+    pool_before_expanding,
     drop_identities,
 )
-X86: tuple[Pass, ...] = (*COMMON, split_uneven_strides, shuffle_upsampling)
+X86: tuple[Pass, ...] = (
+    *COMMON,
+    split_uneven_strides,
+    convolve_before_enlarging,
+    drop_unused,
+    shuffle_upsampling,
+    shuffle_transposed_convolutions,
+    delay_shuffles,
+)
 
 
 class Plan(msgspec.Struct, frozen=True):

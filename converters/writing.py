@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,6 +17,8 @@ from converters.model import Model
 from converters.stages import tool_versions
 
 CHARACTERS = "characters.txt"
+
+Precision = Literal["fp32", "int8"]
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -36,7 +38,7 @@ class Content(msgspec.Struct, frozen=True):
     name: str
     version: str
     target: Target
-    precision: str
+    precision: Precision
     engine: str
     models: tuple[Model, ...]
     characters: Path
@@ -112,10 +114,10 @@ def _manifest(directory: Path, content: Content) -> bundles.Manifest:
         name=content.name,
         version=content.version,
         target=content.target,
-        precision="fp32",
+        precision=content.precision,
         made_by=f"edge-ocr {agent.__version__} ({tools})",
         files={file.name: file_entry(file) for file in sorted(directory.iterdir())},
-        measured=tuple(row for row in content.measured if row.ms is not None),  # TOML has no null
+        measured=content.measured,
         **models,
     )
 

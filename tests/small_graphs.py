@@ -4,11 +4,13 @@ import copy
 import itertools
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from converters.graph import Graph, all_inputs, become, schema
+from converters.graph import Graph, become, schema
+from converters.passes import Pass, rewrite
 
 RNG = np.random.default_rng(3)
 CONV = {
@@ -35,6 +37,10 @@ class Builder:
         var.type.lod_tensor.tensor.data_type = dtype
         var.type.lod_tensor.tensor.dims.extend(shape)
         return name
+
+    def declare(self, name: str, dims: list[int]) -> None:
+        """Declare another shape for a variable."""
+        next(var for var in self.block.vars if var.name == name).type.lod_tensor.tensor.dims[:] = dims
 
     def input(self, *shape: int) -> str:
         become(self.block.ops.add(), "feed", {"X": ["feed"]}, {"Out": [self.variable("x", list(shape))]}, col=0)
@@ -88,10 +94,6 @@ def kinds(graph: Graph) -> list[str]:
     return [op.type for op in graph.ops if op.type not in ("feed", "fetch")]
 
 
-def readers(graph: Graph, name: str) -> int:
-    return sum(all_inputs(op).count(name) for op in graph.ops)
-
-
 def small_detector() -> Graph:
     """Return a detector with the affine of LCNetV3: (N, 3, H, W) -> (N, 1, H, W)."""
     build = Builder()
@@ -122,7 +124,7 @@ def _with_parameter(graph: Graph) -> Graph:
     scaled = copied.add_variable("scaled", copied.shape(out), like=out)
     fetch = copied.ops[-1]
     fetch.inputs[0].arguments[:] = [scaled]
-    product = copied.new_op("elementwise_mul", {"X": [out], "Y": [one]}, {"Out": scaled}, axis=-1)
+    product = copied.new_op("elementwise_mul", {"X": [out], "Y": [one]}, {"Out": [scaled]}, axis=-1)
     copied.replace_ops([*copied.ops[:-1], product, fetch])
     return copied
 
@@ -156,3 +158,15 @@ class Paddle:
         self.child.stdin.close()
         self.child.stdout.close()
         self.child.wait(10)
+
+
+def image(*shape: int) -> np.ndarray:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def check(paddle: Paddle, graph: Graph, passes: Sequence[Pass], x: np.ndarray, *, applied: int) -> Graph:
+    """Run passes on a copy and return it: they apply so often in all, and the output stays the same."""
+    changed = copy.deepcopy(graph)
+    assert sum(rewrite(changed, passes).values()) == applied
+    np.testing.assert_allclose(paddle.run(changed, x), paddle.run(graph, x), rtol=1e-4, atol=1e-5)
+    return changed

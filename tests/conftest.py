@@ -1,0 +1,52 @@
+"""What many tests share: the converted bundles, and the command line run for real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from agent.bundle import ModelBundle
+
+BUILD = Path(__file__).parent.parent / "models" / "build"
+
+# Examples must not depend on the day's luck, and a busy machine is no failure. For luck: --hypothesis-profile=deep
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.register_profile("deep", deadline=None, max_examples=2000)
+settings.load_profile("suite")
+
+
+def built(name: str) -> Path:
+    """Return a converted bundle's directory; without it nothing can be tested."""
+    path = BUILD / name
+    if not (path / "bundle.toml").is_file():
+        target = name.split("-")[2]
+        pytest.fail(f"{path} is missing: .venv/bin/edge-ocr convert models/ppocr-v4.toml --target {target}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle_path() -> Path:
+    return built("ppocr-v4-x86_64-fp32")
+
+
+@pytest.fixture(scope="session")
+def portable_path() -> Path:
+    return built("ppocr-v4-portable-fp32")
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_path: Path) -> ModelBundle:
+    return ModelBundle.load(bundle_path)
+
+
+@pytest.fixture(scope="session")
+def portable(portable_path: Path) -> ModelBundle:
+    return ModelBundle.load(portable_path)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache directory of this run: no test relies on, or leaves, anything in the user's."""
+    return tmp_path_factory.mktemp("cache")
