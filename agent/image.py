@@ -108,12 +108,16 @@ def _choose(header: Header, path: Path, budget: Budget) -> _Way:
     No model has buffers while a picture is decoded, so decoding may take all that is spare.
     """
     spare, need = budget.decode_bytes, 0
+    best: _Way | None = None
     for way in _ways(header):
         need = header.beside_bytes + _held_bytes(header, way, budget.frame_bytes)
-        # A JPEG at half its scale is decoded faster than one that is averaged down to that afterwards.
-        wasteful = header.kind == "jpeg" and way.bytes > 2 * budget.frame_bytes
-        if need <= spare and not wasteful:
-            return way
+        if need <= spare:
+            best = way
+            # A JPEG at half its scale is decoded faster than one that is averaged down to that afterwards.
+            if header.kind != "jpeg" or way.bytes <= 2 * budget.frame_bytes:
+                break
+    if best is not None:
+        return best
     raise FrameError(
         "memory",
         f"{path}: a {header.width}x{header.height} {header.kind.upper()} needs {need // MB + 1} MB to decode, "

@@ -15,8 +15,8 @@ MB = 1 << 20
 # Working memory of the models per input pixel, and besides; x86-64, Paddle Lite with its memory plan. Measured with
 # peak resident memory over input shapes (README, "Memory").
 DET_BYTES_PER_PX = 215
-REC_BYTES_PER_PX = 620
-MODEL_BYTES = 18 * MB
+REC_BYTES_PER_PX = 660
+MODEL_BYTES = 20 * MB
 MIN_TILE_PX = 160 * 320
 GOOD_TILE_PX = 200_000
 MAX_TILE_PX = 500_000
@@ -24,7 +24,7 @@ MIN_FRAME_BYTES = 3 * MB
 MAX_FRAME_BYTES = 40 * MB
 # The picture at the detector's scale and its probability map.
 SCALED_BYTES = 8 * MB
-MARGIN_BYTES = 10 * MB
+MARGIN_BYTES = 24 * MB
 
 M_MMAP_THRESHOLD = -3  # <malloc.h>
 MMAP_THRESHOLD_BYTES = 8 * MB

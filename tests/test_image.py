@@ -95,7 +95,7 @@ def test_reduced_pictures_are_upright_too_and_keep_their_full_size(tmp_path, ori
     (stored if how is None else stored.transpose(how)).save(path, exif=tag, quality=95)
     frame = load(path, budget(400 * 401 * 2))
     assert (frame.width, frame.height) == (801, 800)
-    assert frame.pixels.shape == (400, 401)
+    assert frame.pixels.shape == (200, 201, 3)
     grey = cv2.cvtColor(whole, cv2.COLOR_RGB2GRAY)
     assert close(frame.pixels, cv2.resize(grey, (401, 400), interpolation=cv2.INTER_AREA), 12)
 
@@ -188,10 +188,19 @@ def test_first_frame_of_an_animation_is_read(tmp_path):
 # --------------------------------------------------------------------------------------------------- memory
 
 
-def test_jpeg_that_does_not_fit_is_read_in_grey_then_smaller(tmp_path):
+def test_jpeg_that_does_not_fit_is_decoded_at_a_fraction_of_its_scale(tmp_path):
     path = save(tmp_path / "a.jpg", picture(800, 600))
-    shapes = [load(path, budget(px)).pixels.shape for px in (1_440_000, 1_439_999, 479_999, 359_999, 22_500, 7_500)]
-    assert shapes == [(600, 800, 3), (600, 800), (300, 400, 3), (300, 400), (75, 100, 3), (75, 100)]
+    shapes = [load(path, budget(given)).pixels.shape for given in (1_440_000, 1_439_999, 359_999, 22_500)]
+    assert shapes == [(600, 800, 3), (300, 400, 3), (150, 200, 3), (75, 100, 3)]
+    with pytest.raises(FrameError, match="JPEG needs 1 MB to decode, 0 MB are free for it: raise --memory-mb by 1"):
+        load(path, budget(22_499))
+
+
+def test_jpeg_that_would_be_averaged_away_is_decoded_at_a_fraction_of_its_scale(tmp_path):
+    path = save(tmp_path / "a.jpg", picture(800, 600))
+    assert load(path, budget(10 * MB, frame_bytes=720_000)).pixels.nbytes <= 720_000
+    assert load(path, budget(10 * MB, frame_bytes=719_999)).pixels.shape == (300, 400, 3)
+    assert load(path, budget(10 * MB, frame_bytes=1000)).pixels.nbytes <= 1000  # beyond the smallest fraction
 
 
 def test_other_kinds_are_read_in_grey_where_colour_does_not_fit(tmp_path):
