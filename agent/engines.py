@@ -246,7 +246,7 @@ def _import_paddle_lite() -> Any:
     """Import Paddle Lite with the environment it reads once, at its first load."""
     if "paddlelite" not in sys.modules:
         # Without this a quarter of the time goes to barriers of threads that do not help (measured).
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ["OMP_NUM_THREADS"] = "1"
         if _is_amd_with_avx2(_cpuinfo()):
             # The bundled MKL takes its slowest kernels on processors that are not Intel's: det 118 -> 88 ms.
             os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")

@@ -7,6 +7,7 @@ no name, results come back through a pipe; nothing touches the disk.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -64,19 +65,16 @@ class Mate:
         self._memory = os.memfd_create("pictures", os.MFD_CLOEXEC)
         command = [sys.executable, "-m", "agent.mate", str(bundle.path), settings.engine, str(self._memory)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(self._memory,)
+            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(self._memory,)
         )
+        assert self._process.stdout is not None
+        self._out = io.BufferedReader(self._process.stdout)  # type: ignore[type-var]
         self._shapes: list[_Job] = []
         try:
             _receive(self._out)
         except EOFError as error:
             self.close()
             raise EngineError("the second process of --threads 2 did not start; its message is above") from error
-
-    @property
-    def _out(self) -> BinaryIO:
-        assert self._process.stdout is not None
-        return self._process.stdout  # type: ignore[return-value]
 
     @property
     def status(self) -> int | None:

@@ -93,11 +93,10 @@ def test_reduced_pictures_are_upright_too_and_keep_their_full_size(tmp_path, ori
     tag[bad.EXIF_ORIENTATION] = orientation
     path = tmp_path / "page.jpg"
     (stored if how is None else stored.transpose(how)).save(path, exif=tag, quality=95)
-    frame = load(path, budget(400 * 401 * 2))
+    frame = load(path, budget(400 * 401 * 3 * 2))
     assert (frame.width, frame.height) == (801, 800)
-    assert frame.pixels.shape == (200, 201, 3)
-    grey = cv2.cvtColor(whole, cv2.COLOR_RGB2GRAY)
-    assert close(frame.pixels, cv2.resize(grey, (401, 400), interpolation=cv2.INTER_AREA), 12)
+    assert frame.pixels.shape == (400, 401, 3)
+    assert close(frame.pixels, cv2.resize(whole, (401, 400), interpolation=cv2.INTER_AREA)[:, :, ::-1], 12)
 
 
 def test_transparent_parts_are_white(tmp_path):

@@ -1,0 +1,80 @@
+"""A page read by two processes is the page read by one; a mate that dies costs nothing but time."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.bundle import ModelBundle
+from agent.engines import EngineSettings
+from agent.image import load_frame
+from agent.mate import shares
+from agent.page import PageResult
+from agent.reader import Reader, ReaderSettings
+
+SAMPLE = Path(__file__).parent.parent / "samples" / "receipt.png"
+
+
+def settings(threads: int) -> ReaderSettings:
+    return ReaderSettings(memory_mb=600, engine=EngineSettings(threads=threads))
+
+
+def read(reader: Reader) -> PageResult:
+    return reader.read(load_frame(SAMPLE, "receipt", reader.budget))
+
+
+def mates(reader: Reader) -> list[int]:
+    return [mate._process.pid for mate in reader._crew._mates]
+
+
+@pytest.mark.models
+def test_two_processes_read_what_one_reads(bundle_path: Path) -> None:
+    bundle = ModelBundle.load(bundle_path)
+    alone, both = Reader(bundle, settings(1)), Reader(bundle, settings(2))
+    try:
+        assert not mates(alone)
+        assert len(mates(both)) == 1
+        assert read(both).lines == read(alone).lines
+        assert read(both).lines  # the mate is in order for the next page
+    finally:
+        alone.close()
+        both.close()
+
+
+@pytest.mark.models
+def test_a_page_is_read_to_the_end_when_the_mate_dies(bundle_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reader = Reader(ModelBundle.load(bundle_path), settings(2))
+    try:
+        whole = read(reader)
+        os.kill(mates(reader)[0], signal.SIGKILL)
+        assert read(reader).lines == whole.lines
+        assert not mates(reader)
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert read(reader).lines == whole.lines
+    finally:
+        reader.close()
+
+
+@pytest.mark.models
+def test_closing_a_reader_ends_its_mates(bundle_path: Path) -> None:
+    reader = Reader(ModelBundle.load(bundle_path), settings(2))
+    (pid,) = mates(reader)
+    reader.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    reader.close()
+
+
+@given(costs=st.lists(st.integers(1, 3000), max_size=60), count=st.integers(1, 4))
+def test_shares_hold_every_job_once_and_none_costs_more_than_its_part_and_one_job(costs: list[int], count: int) -> None:
+    order = sorted(range(len(costs)), key=costs.__getitem__)
+    cut = shares(order, costs, count)
+    assert len(cut) == count
+    assert [index for share in cut for index in share] == order
+    if costs:
+        assert max(sum(costs[i] for i in share) for share in cut) <= sum(costs) / count + max(costs)

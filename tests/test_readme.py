@@ -1,0 +1,63 @@
+"""README names every command, option and exit status, and only files that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from agent.__main__ import cli
+from agent.errors import ExitCode
+from converters.__main__ import convert_command
+from converters.bench import bench_command
+from converters.evaluate import evaluate_command
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = {
+    "read": cli.commands["read"],
+    "convert": convert_command,
+    "bench": bench_command,
+    "evaluate": evaluate_command,
+}
+# Where the peers' interpreters are; `make bench` puts them where they are looked for.
+UNSAID = {"--help", "--peers", "--measure", "--v4-python", "--newest-python"}
+
+
+def section(command: str) -> str:
+    """Return the README's part that shows a command, its synopsis included."""
+    return next(part for part in README.split("\n## ") if f"edge-ocr {command} " in part)
+
+
+def options() -> list[tuple[str, str]]:
+    return [
+        (name, option)
+        for name, command in COMMANDS.items()
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for option in (*parameter.opts, *parameter.secondary_opts)
+        if option.startswith("--") and option not in UNSAID
+    ]
+
+
+def test_every_command_is_in_this_table() -> None:
+    assert sorted(COMMANDS) == cli.list_commands(click.Context(cli))
+
+
+@pytest.mark.parametrize(("command", "option"), options())
+def test_every_option_is_named_where_its_command_is(command: str, option: str) -> None:
+    assert re.search(rf"{option}\b", section(command))
+
+
+@pytest.mark.parametrize("code", ExitCode)
+def test_every_exit_status_has_a_row(code: ExitCode) -> None:
+    assert re.search(rf"^\| {code.value} \| \w", README, re.MULTILINE)
+
+
+def test_every_path_named_in_a_document_exists() -> None:
+    for document in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for path in re.findall(r"`((?:agent|converters|tests|scripts|models|samples)/[\w./-]+\.\w+)`", text):
+            assert (ROOT / path).exists(), f"{document} names {path}"
