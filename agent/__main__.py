@@ -39,7 +39,7 @@ class _Commands(click.Group):
         if cmd_name not in _LAZY:
             return super().get_command(ctx, cmd_name)
         module, attribute, short_help = _LAZY[cmd_name]
-        if ctx.resilient_parsing or "--help" in sys.argv[1:2]:
+        if ctx.resilient_parsing or cmd_name not in sys.argv[1:2]:  # only its line in the list of commands is wanted
             return click.Command(cmd_name, short_help=short_help)
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
@@ -103,7 +103,10 @@ def _make_folder(path: Path) -> None:
 
 
 def _default_bundle() -> Path:
-    return Path("models/build") / f"ppocr-v4-{platform.machine()}-fp32"
+    """Return where the default bundle is: below this folder, or below the checkout that this program runs from."""
+    place = Path("models/build") / f"ppocr-v4-{platform.machine()}-fp32"
+    checkout = Path(__file__).parent.parent / place
+    return checkout if not place.exists() and checkout.exists() else place
 
 
 def _stream(results: Iterator[tuple[PageResult, ExitCode]], form: str, count: int) -> int:
