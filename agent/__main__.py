@@ -9,6 +9,7 @@ import importlib
 import os
 import platform
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,10 @@ def read(
     reader = Reader(verified, settings)
     try:
         return _stream(read_files(reader, files, overlay), form, len(files))
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nothing is wrong, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
     finally:
         reader.close()
 
@@ -169,10 +174,10 @@ def main() -> None:
         status = ExitCode.USAGE
     except (click.Abort, KeyboardInterrupt):
         status = ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): nothing is wrong, and nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = ExitCode.OK
+    except Exception as error:
+        traceback.print_exc()
+        click.echo(f"edge-ocr: a defect of this program, please report it ({type(error).__name__}: {error})", err=True)
+        status = ExitCode.SOFTWARE
     sys.exit(int(status or 0))
 
 

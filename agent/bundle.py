@@ -84,7 +84,7 @@ class Classifier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     width: _Side = 192
     mean: _Triple = (0.5, 0.5, 0.5)
     std: _Deviations = (0.5, 0.5, 0.5)
-    threshold: _Share = 0.9
+    threshold: _Share = 0.5  # a badly read line is read again the other way round above this
 
 
 class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -63,9 +63,14 @@ class Mate:
             EngineError: it did not start.
         """
         self._memory = os.memfd_create("pictures", os.MFD_CLOEXEC)
-        command = [sys.executable, "-m", "agent.mate", str(bundle.path), settings.engine, str(self._memory)]
+        command = [sys.executable, "-m", "agent.mate", str(bundle.path.resolve()), settings.engine, str(self._memory)]
         self._process = subprocess.Popen(
-            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(self._memory,)
+            command,
+            bufsize=0,
+            cwd=Path(__file__).parent.parent,  # `-m` looks there first, and not into whatever folder the user is in
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(self._memory,),
         )
         assert self._process.stdout is not None
         self._out = io.BufferedReader(self._process.stdout)  # type: ignore[type-var]

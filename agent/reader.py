@@ -42,9 +42,9 @@ SAMPLE_LINES = 4
 
 # Boxes lower than this at the detector's scale are drawn too loosely to read well. Where one box in ten is, the page
 # is looked at again at a scale that gives them FINE_BOX_PX.
-SMALL_BOX_PX = 17.5
+SMALL_BOX_PX = 19.5
 SMALL_SHARE = 0.1
-FINE_BOX_PX = 26.0
+FINE_BOX_PX = 40.0
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -214,7 +214,8 @@ class Reader:
             quad = orient.turned(f.line.quad, f.quarters)
             strips.append(image.pad(image.crop(pixels, quad, spec.height, spec.width), spec.width))
         turned = self._crew.run("cls", strips, costs=[1] * len(strips))
-        return [f for f, share in zip(found, turned, strict=True) if isinstance(share, float) and share > 0.5]
+        asked = zip(found, turned, strict=True)
+        return [f for f, share in asked if isinstance(share, float) and share > spec.threshold]
 
     def _read_lines(self, pixels: Pixels, wanted: Sequence[tuple[_Line, int]]) -> list[_Found]:
         """Read lines, each turned by so many quarters."""

@@ -24,7 +24,7 @@ from agent.engines import EngineSettings, open_engine
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "receipt.png"
 SEED = 20261121
-SHAPES = {"det": 9, "rec": 10, "cls": 3}
+SHAPES = {"det": 7, "rec": 7, "cls": 2}
 
 
 def shapes(model: ModelName, rng: random.Random) -> Iterator[tuple[int, int, int, int]]:

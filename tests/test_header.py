@@ -321,13 +321,16 @@ def test_fifo_is_not_opened_so_its_writer_goes_on_waiting(tmp_path):
     os.mkfifo(fifo)
     code = "import sys; print('ready', flush=True); open(sys.argv[1], 'wb')"
     with subprocess.Popen([sys.executable, "-c", code, fifo], stdout=subprocess.PIPE) as writer:
-        assert writer.stdout.readline() == b"ready\n"
-        with pytest.raises(InputError, match="not a regular file"):
-            open_regular(fifo)
-        with pytest.raises(subprocess.TimeoutExpired):
-            writer.wait(0.3)
-        os.close(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK))  # which is all it was waiting for
-        assert writer.wait(10) == 0
+        try:
+            assert writer.stdout.readline() == b"ready\n"
+            with pytest.raises(InputError, match="not a regular file"):
+                open_regular(fifo)
+            with pytest.raises(subprocess.TimeoutExpired):
+                writer.wait(0.3)
+            os.close(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK))  # which is all it was waiting for
+            assert writer.wait(10) == 0
+        finally:
+            writer.kill()
 
 
 def test_file_larger_than_any_picture_is_refused(tmp_path):

@@ -24,7 +24,9 @@ TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CO
 
 @pytest.fixture(scope="module")
 def reader(bundle_path: Path) -> Iterator[Reader]:
-    opened = Reader(ModelBundle.load(bundle_path), ReaderSettings())
+    # The process of the tests has much besides; the limit itself is tested on processes of its own.
+    limit = memory.resident_bytes() // memory.MB + 170
+    opened = Reader(ModelBundle.load(bundle_path), ReaderSettings(memory_mb=limit))
     yield opened
     opened.close()
 

@@ -36,7 +36,7 @@ def test_the_shipped_recipe_checks_more_than_squares():
     ("old", "new", "message"),
     [
         ("threshold = 0.3", "threshold = 1.3", r"det.threshold = 1.3: .*<= 1.0"),
-        ("unclip_ratio = 1.6", "unclip_ratio = 0.0", r"det.unclip_ratio = 0.0: .*> 0"),
+        ("unclip_ratio = 1.75", "unclip_ratio = 0.0", r"det.unclip_ratio = 0.0: .*> 0"),
         ("multiple = 32", "multipel = 32", r"det: .*unknown field `multipel`"),
         ("multiple = 32\n", "", r"det: .*missing required field `multiple`"),
         ("multiple = 32", 'multiple = "32"', r"det.multiple = '32': Expected `int`"),
