@@ -33,7 +33,7 @@ def pictures() -> tuple[list[np.ndarray], list[np.ndarray]]:
     tiles = [scaled(page, 320, 160), scaled(page, 288, 160)[:, ::-1], scaled(page, 320, 160)[::-1], page[:160, :320]]
     strips = []
     for top in (20, 85, 130, 160):
-        quad = ((150.0, top), (430.0, top), (430.0, top + 40), (150.0, top + 40))
+        quad = ((50.0, top), (330.0, top), (330.0, top + 40), (50.0, top + 40))
         strips.append(pad(crop(page, quad, 48, 480), 352 + 32 * (top % 3)))
     return tiles, strips
 

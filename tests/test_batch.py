@@ -213,7 +213,7 @@ def test_reduced_page_has_its_quads_in_pixels_of_the_picture(reader, tmp_path, m
     ((page, _),) = read_files(reader, [tmp_path / "page.png"], None)
     monkeypatch.setattr(reader, "budget", msgspec.structs.replace(reader.budget, frame_bytes=MB // 2))
     ((reduced, _),) = read_files(reader, [tmp_path / "page.png"], None)
-    assert (page.width, page.height) == (reduced.width, reduced.height) == (1740, 900)
+    assert (page.width, page.height) == (reduced.width, reduced.height) == (1140, 900)
     assert reduced.lines[0].text == page.lines[0].text == bad.TEXT
     for a, b in zip(page.lines[0].quad, reduced.lines[0].quad, strict=True):
         assert a == pytest.approx(b, abs=15)

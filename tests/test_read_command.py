@@ -217,7 +217,7 @@ def test_input_is_answered_as_the_table_says(row_of, inputs, name):
         assert texts(row) == []
     else:
         assert texts(row)[0] == bad.TEXT
-        assert (row["width"], row["height"]) == (580, 300)
+        assert (row["width"], row["height"]) == (380, 300)
 
 
 def test_every_refusal_is_one_line_and_nothing_else_is_said(everything):
