@@ -40,6 +40,11 @@ class ReaderSettings(msgspec.Struct, frozen=True):
 SURE = 0.8
 SAMPLE_LINES = 4
 
+# The recogniser gives one answer for 8 pixels of width, and a repeated letter needs three: where a character has fewer
+# pixels than this, letters and spaces go missing, and the line is read again this much wider.
+NARROW_PX = 15.0
+STRETCH = 1.4
+
 # Boxes lower than this at the detector's scale are drawn too loosely to read well. Where one box in ten is, the page
 # is looked at again at a scale that gives them FINE_BOX_PX.
 SMALL_BOX_PX = 19.5
@@ -218,11 +223,21 @@ class Reader:
         return [f for f, share in asked if isinstance(share, float) and share > spec.threshold]
 
     def _read_lines(self, pixels: Pixels, wanted: Sequence[tuple[_Line, int]]) -> list[_Found]:
-        """Read lines, each turned by so many quarters."""
+        """Read lines, each turned by so many quarters; those in narrow print once more, stretched."""
+        spec = self.bundle.manifest.rec
+        found = self._read_at(pixels, wanted, spec.squeeze)
+        narrow = [i for i, f in enumerate(found) if _is_narrow(f, spec)]
+        again = self._read_at(pixels, [wanted[i] for i in narrow], spec.squeeze * STRETCH)
+        for i, f in zip(narrow, again, strict=True):
+            found[i] = f
+        return found
+
+    def _read_at(self, pixels: Pixels, wanted: Sequence[tuple[_Line, int]], squeeze: float) -> list[_Found]:
+        """Read lines fed at a share of their natural width."""
         spec = self.bundle.manifest.rec
         longest = min(spec.max_width, self.budget.line_px(pixels.nbytes + memory.SCALED_BYTES) // spec.height)
         quads = [orient.turned(line.quad, quarters) for line, quarters in wanted]
-        natural = [_input_width(quad, spec, longest) for quad in quads]
+        natural = [_input_width(quad, spec, squeeze, longest) for quad in quads]
         widths = recognize.plan_widths(natural, spec.width_step)
         strips = [
             image.pad(image.crop(pixels, quad, spec.height, width), planned)
@@ -240,11 +255,17 @@ def _copy_bytes(pixels: Pixels, scale: float) -> int:
     return int((pixels.nbytes + 2 * pixels.shape[0] * pixels.shape[1]) * scale * scale)
 
 
-def _input_width(quad: Quad, spec: Recognizer, longest: int) -> int:
+def _input_width(quad: Quad, spec: Recognizer, squeeze: float, longest: int) -> int:
     """Return the recogniser's input width for a line, its quad in reading direction."""
     across, down = image.side_lengths(quad)
-    width = math.ceil(spec.squeeze * spec.height * across / max(down, 1e-6))
+    width = math.ceil(squeeze * spec.height * across / max(down, 1e-6))
     return recognize.bucket(width, spec.width_step, longest)
+
+
+def _is_narrow(found: _Found, spec: Recognizer) -> bool:
+    """Return whether a line was read with too few input pixels for its characters."""
+    across, down = image.side_lengths(orient.turned(found.line.quad, found.quarters))
+    return spec.squeeze * spec.height * across < NARROW_PX * len(found.text) * max(down, 1e-6)
 
 
 def _may_turn(line: _Line, base: int, turn: int) -> bool:
