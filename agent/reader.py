@@ -49,7 +49,7 @@ STRETCH = 1.4
 # is looked at again at a scale that gives them FINE_BOX_PX.
 SMALL_BOX_PX = 19.5
 SMALL_SHARE = 0.1
-FINE_BOX_PX = 40.0
+FINE_BOX_PX = 32.0
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -223,13 +223,14 @@ class Reader:
         return [f for f, share in asked if isinstance(share, float) and share > spec.threshold]
 
     def _read_lines(self, pixels: Pixels, wanted: Sequence[tuple[_Line, int]]) -> list[_Found]:
-        """Read lines, each turned by so many quarters; those in narrow print once more, stretched."""
+        """Read lines, each turned by so many quarters; those in narrow print or read badly once more, stretched."""
         spec = self.bundle.manifest.rec
         found = self._read_at(pixels, wanted, spec.squeeze)
-        narrow = [i for i, f in enumerate(found) if _is_narrow(f, spec)]
-        again = self._read_at(pixels, [wanted[i] for i in narrow], spec.squeeze * STRETCH)
-        for i, f in zip(narrow, again, strict=True):
-            found[i] = f
+        doubtful = [i for i, f in enumerate(found) if f.score < SURE or _is_narrow(f, spec)]
+        again = self._read_at(pixels, [wanted[i] for i in doubtful], spec.squeeze * STRETCH)
+        for i, f in zip(doubtful, again, strict=True):
+            if f.score > found[i].score or _is_narrow(found[i], spec):
+                found[i] = f
         return found
 
     def _read_at(self, pixels: Pixels, wanted: Sequence[tuple[_Line, int]], squeeze: float) -> list[_Found]:
