@@ -6,7 +6,6 @@ SHELL := /bin/sh
 .PHONY: help setup demo test bench lint format samples clean
 
 BUNDLE := models/build/ppocr-v4-x86_64-fp32
-PORTABLE := models/build/ppocr-v4-portable-fp32
 RECIPE := models/ppocr-v4.toml
 CONVERT = .venv/bin/edge-ocr convert $(RECIPE) --target x86_64 --precision fp32
 BENCH_ARGS ?=
@@ -28,7 +27,8 @@ test: ## set up, lint, check types, run the tests
 	@sh scripts/setup.sh agent convert,onnx,dev
 	@$(MAKE) --no-print-directory lint
 	@test -e $(BUNDLE)/bundle.toml || $(CONVERT)
-	@test -e $(PORTABLE)/bundle.toml || .venv/bin/edge-ocr convert $(RECIPE) --target portable --no-measure
+	@for target in portable paddle; do test -e models/build/ppocr-v4-$$target-fp32/bundle.toml || \
+		.venv/bin/edge-ocr convert $(RECIPE) --target $$target --no-measure || exit 1; done
 	.venv/bin/python -m pytest -q </dev/null
 
 bench: ## measure against RapidOCR, installed beside; BENCH_ARGS="..." goes to edge-ocr bench
