@@ -258,15 +258,19 @@ def _copy_bytes(pixels: Pixels, scale: float) -> int:
 
 def _input_width(quad: Quad, spec: Recognizer, squeeze: float, longest: int) -> int:
     """Return the recogniser's input width for a line, its quad in reading direction."""
+    return recognize.bucket(math.ceil(_line_width(quad, spec, squeeze)), spec.width_step, longest)
+
+
+def _line_width(quad: Quad, spec: Recognizer, squeeze: float) -> float:
+    """Return the width in pixels of a line at the recogniser's height, its quad in reading direction."""
     across, down = image.side_lengths(quad)
-    width = math.ceil(squeeze * spec.height * across / max(down, 1e-6))
-    return recognize.bucket(width, spec.width_step, longest)
+    return squeeze * spec.height * across / max(down, 1e-6)
 
 
 def _is_narrow(found: _Found, spec: Recognizer) -> bool:
     """Return whether a line was read with too few input pixels for its characters."""
-    across, down = image.side_lengths(orient.turned(found.line.quad, found.quarters))
-    return spec.squeeze * spec.height * across < NARROW_PX * len(found.text) * max(down, 1e-6)
+    width = _line_width(orient.turned(found.line.quad, found.quarters), spec, spec.squeeze)
+    return width < NARROW_PX * len(found.text)
 
 
 def _may_turn(line: _Line, base: int, turn: int) -> bool:

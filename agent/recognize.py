@@ -48,8 +48,9 @@ def plan_widths(widths: Sequence[int], step: int) -> tuple[int, ...]:
         widths: natural widths in pixels, multiples of `step`.
         step: what input widths are multiples of.
     """
-    distinct = sorted({max(step, math.ceil(width / step) * step) for width in widths})
-    counts = [sum(max(step, math.ceil(width / step) * step) == d for width in widths) for d in distinct]
+    rounded = [max(step, math.ceil(width / step) * step) for width in widths]
+    distinct = sorted(set(rounded))
+    counts = [rounded.count(width) for width in distinct]
     best: list[tuple[int, int]] = []  # for the first n distinct widths: least cost, and where its last group begins
     for end in range(len(distinct)):
         lines, options = 0, []
@@ -64,7 +65,7 @@ def plan_widths(widths: Sequence[int], step: int) -> tuple[int, ...]:
         begin = best[end][1]
         chosen.update(dict.fromkeys(distinct[begin : end + 1], distinct[end]))
         end = begin - 1
-    return tuple(chosen[max(step, math.ceil(width / step) * step)] for width in widths)
+    return tuple(chosen[width] for width in rounded)
 
 
 def decode(probabilities: Tensor, characters: tuple[str, ...]) -> Reading:
