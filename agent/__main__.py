@@ -162,6 +162,8 @@ class _Bar:
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    # numpy's OpenBLAS starts a thread for every core and spins in it; nothing here multiplies with it.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         status = cli.main(standalone_mode=False, prog_name="edge-ocr")
     except AgentError as error:

@@ -60,16 +60,6 @@ def test_a_page_is_read_to_the_end_when_the_mate_dies(bundle_path: Path, caplog:
         reader.close()
 
 
-@pytest.mark.models
-def test_closing_a_reader_ends_its_mates(bundle_path: Path) -> None:
-    reader = Reader(ModelBundle.load(bundle_path), settings(2))
-    (pid,) = mates(reader)
-    reader.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-    reader.close()
-
-
 @given(costs=st.lists(st.integers(1, 3000), max_size=60), count=st.integers(1, 4))
 def test_shares_hold_every_job_once_and_none_costs_more_than_its_part_and_one_job(costs: list[int], count: int) -> None:
     order = sorted(range(len(costs)), key=costs.__getitem__)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from agent.errors import ExitCode
 from tests import bad_inputs as bad
-from tests.command import EDGE_OCR, ROOT, Ran, environment, run, run_watched
+from tests.command import EDGE_OCR, ROOT, Ran, environment, run, run_python, run_watched
 from tests.print_pages import a4, missing, photographed, save_large
 
 SAMPLES = ROOT / "samples"
@@ -442,3 +442,15 @@ def test_defect_of_ours_is_status_70_and_not_that_of_pages(env, tmp_path):
     ran = run((*EDGE_OCR, "read", "samples/receipt.png"), {**env, "PYTHONPATH": f"{tmp_path}:{env['PYTHONPATH']}"})
     assert ran.status == ExitCode.SOFTWARE == 70
     assert "unforeseen" in ran.err
+
+
+def test_one_thread_is_one_thread(env):
+    # numpy's OpenBLAS and OpenMP would have one for each core.
+    code = (
+        "import os, sys; from agent.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: print(len(os.listdir('/proc/self/task')))"
+    )
+    free = {name: value for name, value in env.items() if name != "OPENBLAS_NUM_THREADS"}
+    ran = run_python(code, "read", SAMPLES / "receipt.png", "--threads", "1", env=free)
+    assert ran.out.splitlines()[-1] == "1"
