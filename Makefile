@@ -3,12 +3,13 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test bench lint format samples clean
+.PHONY: help setup demo test bench torture lint format samples clean
 
 BUNDLE := models/build/ppocr-v4-x86_64-fp32
 RECIPE := models/ppocr-v4.toml
 CONVERT = .venv/bin/edge-ocr convert $(RECIPE) --target x86_64 --precision fp32
 BENCH_ARGS ?=
+KILLS ?= 1000
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,15 +17,18 @@ help: ## list these targets
 setup: ## make .venv with the agent; quick when it is up to date
 	@sh scripts/setup.sh agent
 
-demo: ## set up, convert PP-OCRv4, read samples/ and draw boxes into build/demo
+demo: ## set up, convert PP-OCRv4, read samples/, then run agent, broker and collector on them
 	@sh scripts/setup.sh agent convert
+	@sh scripts/setup.sh programs mosquitto || true
 	$(CONVERT)
 	@rm -rf build/demo
 	.venv/bin/edge-ocr read samples --text --overlay build/demo --bundle $(BUNDLE)
 	@echo && echo "Pictures with boxes:" && ls build/demo/*
+	.venv/bin/python scripts/demo.py
 
 test: ## set up, lint, check types, run the tests
-	@sh scripts/setup.sh agent convert,onnx,dev
+	@sh scripts/setup.sh agent convert,onnx,postgres,dev
+	@sh scripts/setup.sh programs mosquitto openssl postgresql strace
 	@$(MAKE) --no-print-directory lint
 	@test -e $(BUNDLE)/bundle.toml || $(CONVERT)
 	@for target in portable paddle; do test -e models/build/ppocr-v4-$$target-fp32/bundle.toml || \
@@ -38,19 +42,24 @@ bench: ## measure against RapidOCR, installed beside; BENCH_ARGS="..." goes to e
 	@test -e $(BUNDLE)/bundle.toml || $(CONVERT)
 	.venv/bin/edge-ocr bench $(BENCH_ARGS)
 
+torture: ## kill worker, uplink, collector and broker KILLS=1000 times at random; nothing may be lost
+	@sh scripts/setup.sh agent convert,onnx,postgres,dev
+	@sh scripts/setup.sh programs mosquitto openssl postgresql strace
+	.venv/bin/python -m tests.system.torture --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+
 lint: ## check style, formatting and types
-	@sh scripts/setup.sh agent convert,onnx,dev
+	@sh scripts/setup.sh agent convert,onnx,postgres,dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 format: ## put the sources into the house's format
-	@sh scripts/setup.sh agent convert,onnx,dev
+	@sh scripts/setup.sh agent convert,onnx,postgres,dev
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
 samples: ## draw samples/ anew (needs the fonts of Debian's fonts-noto-cjk)
-	@sh scripts/setup.sh agent convert,onnx,dev
+	@sh scripts/setup.sh agent convert,onnx,postgres,dev
 	.venv/bin/python scripts/draw_samples.py
 
 clean: ## remove all that make has made, environments and bundles too

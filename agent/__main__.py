@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from agent.page import PageResult
 
 _LAZY = {
+    "run": ("agent.service", "run_command", "Run the agent: worker and uplink."),
+    "worker": ("agent.service", "worker_command", "Run only the part that reads."),
+    "uplink": ("agent.service", "uplink_command", "Run only the part that sends."),
+    "collect": ("agent.service", "collect_command", "Store and confirm results at the centre."),
+    "status": ("agent.service", "status_command", "Tell how the agent is."),
+    "outbox": ("agent.service", "outbox_group", "Look at the results that wait here."),
     "convert": ("converters.__main__", "convert_command", "Convert PP-OCR models into a bundle."),
     "bench": ("converters.bench", "bench_command", "Measure this reader beside RapidOCR."),
     "evaluate": ("converters.evaluate", "evaluate_command", "Compare bundles on labelled pictures."),
@@ -31,7 +37,7 @@ _LAZY = {
 
 
 class _Commands(click.Group):
-    """Finds the converter's commands without importing the converter."""
+    """Finds a command's module when the command is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *_LAZY})

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agent.errors import AgentError, ExitCode, FrameError, InputError
+from agent.header import printable
 from agent.image import load_frame, write_overlay
 from agent.page import PageResult
 from agent.reader import Reader
@@ -80,11 +81,6 @@ def _read_one(reader: Reader, path: Path, drawing: Path | None) -> tuple[PageRes
         failure = FrameError("defect", f"{path}: left out, a defect of this program ({type(error).__name__}: {error})")
         failure.code = ExitCode.SOFTWARE
     return _failed(path, failure, time.perf_counter() - began), failure.code
-
-
-def printable(path: Path) -> str:
-    """Return a path as valid Unicode; bytes that are no UTF-8 as backslash escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _failed(path: Path, error: AgentError, seconds: float) -> PageResult:

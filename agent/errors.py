@@ -67,6 +67,24 @@ class ConfigError(AgentError):
     code = ExitCode.CONFIG
 
 
+class BusyError(AgentError):
+    """Another process does this already; it works again when that has ended."""
+
+    code = ExitCode.TEMPORARY
+
+
+class MessageError(AgentError):
+    """A message from the other end is not one of the protocol; it is refused and counted."""
+
+    code = ExitCode.DATA
+
+
+class OutboxError(AgentError):
+    """The outbox takes no more for now: full, read-only or failing. Nothing accepted is lost."""
+
+    code = ExitCode.TEMPORARY
+
+
 class ConversionError(AgentError):
     """A model cannot be converted; the message names the operator, shape or file."""
 

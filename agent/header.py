@@ -11,8 +11,9 @@ import os
 import stat
 import struct
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -22,6 +23,11 @@ MAX_SIDE = 65_500  # the largest side of a JPEG; longer ones in other formats ar
 MAX_PIXELS = 400_000_000  # A3 at 1200 dpi: 279 Mpx
 MAX_FILE_BYTES = 2 << 30
 MAX_PARTS = 4096  # segments, chunks or entries before the pixels; a photo with a large colour profile has hundreds
+MAX_STRIPS = 1 << 20  # looked at in all pages of a TIFF
+
+_TAIL_BYTES = 1 << 20
+_JPEG_END = b"\xff\xd9"
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 _KNOWN = "JPEG, PNG, TIFF, WebP and BMP can be read"
 
@@ -88,6 +94,22 @@ def parse_header(handle: BinaryIO, path: Path) -> Header:
     return header
 
 
+def is_complete(handle: BinaryIO, header: Header) -> bool:
+    """Return whether an open picture file has its end; nothing is decoded.
+
+    JPEG and PNG have an end marker. WebP says how long it is, BMP follows from its size in pixels; every part that a
+    TIFF's directories point at must lie within the file.
+
+    Raises:
+        OSError: the file system fails.
+    """
+    size = handle.seek(0, os.SEEK_END)
+    try:
+        return _ENDS[header.kind](handle, header, size)
+    except (struct.error, ValueError, KeyError, OverflowError):
+        return False
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading; of anything else (a FIFO, a device) not even the opening is tried.
 
@@ -108,6 +130,11 @@ def open_regular(path: Path) -> BinaryIO:
         handle.close()
         raise
     return handle
+
+
+def printable(path: Path) -> str:
+    """Return a path as valid Unicode; bytes that are no UTF-8 as backslash escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _check_regular(status: os.stat_result, path: Path) -> None:
@@ -305,6 +332,87 @@ def _orientation(exif: bytes) -> int:
         return 1  # EXIF is often damaged by programs that do not know it; the picture is not
     return found if 1 <= found <= 8 else 1
 
+
+def _png_ends(handle: BinaryIO, header: Header, size: int) -> bool:
+    handle.seek(max(0, size - _TAIL_BYTES))
+    return _PNG_END in handle.read()
+
+
+def _jpeg_ends(handle: BinaryIO, header: Header, size: int) -> bool:
+    """Look for the end marker near the end first, then from the first scan on: a phone puts a film behind it."""
+    handle.seek(max(header.data_at, size - _TAIL_BYTES))
+    if _JPEG_END in handle.read():
+        return True
+    handle.seek(header.data_at)
+    last = b""
+    while handle.tell() < size - _TAIL_BYTES and (piece := handle.read(_TAIL_BYTES)):
+        if _JPEG_END in last + piece:
+            return True
+        last = piece[-1:]
+    return False
+
+
+def _webp_ends(handle: BinaryIO, header: Header, size: int) -> bool:
+    handle.seek(4)
+    return 8 + int(struct.unpack("<I", _take(handle, 4))[0]) <= size
+
+
+def _bmp_ends(handle: BinaryIO, header: Header, size: int) -> bool:
+    """Reckon where the rows end; the file's own number, which many writers leave wrong, tells for run lengths only."""
+    handle.seek(0)
+    data = _take(handle, 30)
+    told, at, core = (struct.unpack_from("<I", data, offset)[0] for offset in (2, 10, 14))
+    (bits,) = struct.unpack_from("<H", data, 24 if core == 12 else 28)
+    packing = 0 if core == 12 else struct.unpack("<I", _take(handle, 4))[0]
+    if packing in (0, 3, 6):  # plain rows of whole 32-bit words, with colour masks or without
+        told = at + (header.width * bits + 31) // 32 * 4 * header.height
+    return bool(told <= size)
+
+
+_PARTS = {273: 279, 324: 325}  # where strips and tiles begin: how long they are
+_PART_TAGS = {*_PARTS, *_PARTS.values()}
+
+
+def _tiff_ends(handle: BinaryIO, header: Header, size: int) -> bool:
+    """Follow the chain of directories, one a page."""
+    handle.seek(0)
+    order = {b"II": "<", b"MM": ">"}[_take(handle, 2)]
+    handle.seek(4)
+    (at,) = struct.unpack(order + "I", _take(handle, 4))
+    seen, left = set[int](), MAX_STRIPS
+    while at and at not in seen and len(seen) < MAX_PARTS and left > 0:
+        seen.add(at)
+        handle.seek(at)
+        (count,) = struct.unpack(order + "H", _take(handle, 2))
+        entries = [struct.unpack(order + "HHI4s", _take(handle, 12)) for _ in range(min(count, MAX_PARTS))]
+        handle.seek(at + 2 + 12 * count)
+        (at,) = struct.unpack(order + "I", _take(handle, 4))
+        lists = {entry[0]: _numbers(handle, order, entry) for entry in entries if entry[0] in _PART_TAGS}
+        left -= sum(map(len, lists.values()))
+        for starts, lengths in _PARTS.items():
+            parts = zip_longest(lists.get(starts, ()), lists.get(lengths, ()), fillvalue=0)
+            if any(start + length > size for start, length in parts):
+                return False
+    return bool(seen)
+
+
+def _numbers(handle: BinaryIO, order: str, entry: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the whole numbers of a TIFF entry (tag, kind, items, value), in place or elsewhere in the file."""
+    _, kind, items, value = entry
+    form = f"{order}{min(items, MAX_STRIPS)}{_TIFF_SIZES[kind]}"
+    if struct.calcsize(form) > 4:
+        handle.seek(*struct.unpack(order + "I", value))
+        value = _take(handle, struct.calcsize(form))
+    return struct.unpack_from(form, value)
+
+
+_ENDS: dict[str, Callable[[BinaryIO, Header, int], bool]] = {
+    "jpeg": _jpeg_ends,
+    "png": _png_ends,
+    "webp": _webp_ends,
+    "bmp": _bmp_ends,
+    "tiff": _tiff_ends,
+}
 
 _FORMATS: tuple[tuple[bytes, Callable[[BinaryIO], Header]], ...] = (
     (b"\x89PNG\r\n\x1a\n", _png),

@@ -22,12 +22,10 @@ import numpy as np
 
 from agent.bundle import sha256_of_open
 from agent.errors import FrameError, InputError
-from agent.header import Header, open_regular, parse_header
+from agent.header import Header, is_complete, open_regular, parse_header
 from agent.memory import MB, Budget
 from agent.page import Frame, Pixels, Quad, TextLine
 
-_JPEG_TAIL_BYTES = 1 << 20
-_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _COLOUR_AT = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
 _COLOUR_AT[8] = cv2.IMREAD_REDUCED_COLOR_8
 _GREY_AT = {1: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
@@ -208,12 +206,7 @@ def _quiet() -> Iterator[None]:
 
 def _check_complete(handle: BinaryIO, header: Header, path: Path) -> None:
     """Refuse a JPEG or PNG without its end marker: decoders fill the missing part with grey and say nothing."""
-    if header.kind not in ("jpeg", "png"):
-        return
-    size = handle.seek(0, os.SEEK_END)
-    handle.seek(max(header.data_at, size - _JPEG_TAIL_BYTES))
-    tail = handle.read()
-    if (b"\xff\xd9" if header.kind == "jpeg" else _PNG_END) not in tail:
+    if header.kind in ("jpeg", "png") and not is_complete(handle, header):
         raise FrameError("truncated", f"{path}: truncated, its end is missing")
 
 

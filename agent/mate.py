@@ -20,7 +20,6 @@ from typing import BinaryIO, Literal, ParamSpec, TypeVar
 
 import msgspec
 import numpy as np
-import psutil
 
 from agent.bundle import ModelBundle, ModelName
 from agent.engines import EngineSettings
@@ -89,10 +88,7 @@ class Mate:
     @property
     def resident_bytes(self) -> int:
         """Resident memory of the process; 0 when it is gone."""
-        try:
-            return int(psutil.Process(self._process.pid).memory_info().rss)
-        except psutil.NoSuchProcess:
-            return 0
+        return resident_bytes(self._process.pid)
 
     def start(self, model: ModelName, pictures: Sequence[Pixels]) -> None:
         """Hand over pictures for one model; the process works while the caller goes on.

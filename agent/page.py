@@ -57,7 +57,11 @@ class TextLine(msgspec.Struct, frozen=True):
 
 
 class PageResult(msgspec.Struct, frozen=True):
-    """What was read on one page. A blank page has no lines; a page that failed has an `error`."""
+    """What was read on one page. A blank page has no lines; a page that failed has an `error`.
+
+    Results of the agent also have `key`, the stable identity of the page, `source`, the configured name of where it
+    came from, and `taken_at`, Unix seconds, UTC.
+    """
 
     image: str
     width: int
@@ -69,6 +73,9 @@ class PageResult(msgspec.Struct, frozen=True):
     direction: int = 0
     error: str | None = None
     reason: str | None = None
+    key: str = ""
+    source: str = ""
+    taken_at: float = 0.0
     schema: int = SCHEMA
 
     def with_decoding(self, seconds: float) -> PageResult:
@@ -90,6 +97,8 @@ def to_json(page: PageResult) -> bytes:
     fields = {"schema": page.schema, **{f: getattr(page, f) for f in page.__struct_fields__ if f != "schema"}}
     if page.error is None:
         del fields["error"], fields["reason"]
+    if not page.key:  # read by hand
+        del fields["key"], fields["source"], fields["taken_at"]
     return msgspec.json.encode(fields)
 
 

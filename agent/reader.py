@@ -127,8 +127,10 @@ class Reader:
         finer = self._finer_scale(pixels, scale, [line.height * scale for line in lines])
         if finer <= scale:
             return lines
-        large = [line for line in lines if line.height * scale >= 1.5 * SMALL_BOX_PX]
-        return large + [line for line in self._look(pixels, finer) if not _covered(line, large)]
+        nearer = self._look(pixels, finer)
+        # Large print may fall to pieces from so near, or be lost at a tile's end.
+        kept = [line for line in lines if line.height * scale >= 1.5 * SMALL_BOX_PX or _lost(line, nearer)]
+        return kept + [line for line in nearer if not _covered(line, kept)]
 
     def _scale(self, pixels: Pixels) -> float:
         """Return the detector's scale of a picture at first sight."""
@@ -283,6 +285,15 @@ def _covered(line: _Line, others: Sequence[_Line]) -> bool:
     """Return whether a line's centre lies within another's box."""
     x, y = sum(p[0] for p in line.quad) / 4, sum(p[1] for p in line.quad) / 4
     return any(orient.contains(other.quad, (x, y)) for other in others)
+
+
+def _lost(line: _Line, others: Sequence[_Line]) -> bool:
+    """Return whether most of a line lies in none of the others: of nine places along its middle."""
+    a, b, c, d = line.quad
+    (x0, y0), (x1, y1) = ((a[0] + d[0]) / 2, (a[1] + d[1]) / 2), ((b[0] + c[0]) / 2, (b[1] + c[1]) / 2)
+    places = [(x0 + (x1 - x0) * i / 10, y0 + (y1 - y0) * i / 10) for i in range(1, 10)]
+    found = sum(any(orient.contains(other.quad, place) for other in others) for place in places)
+    return found < len(places) / 2
 
 
 def _mean_score(found: Sequence[_Found]) -> float:

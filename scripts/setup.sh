@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh agent [GROUPS]        .venv: the agent, editable, with the named groups of pyproject.toml
 #   scripts/setup.sh peer DIR PINS         DIR: exactly the packages that the file PINS lists
+#   scripts/setup.sh programs PACKAGE...   the Debian packages of programs that demo and tests start, where missing
 set -eu
 cd "$(dirname "$0")/.."
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
@@ -125,8 +126,24 @@ setup_peer() {
     printf '%s\n' "$print" >"$1/.setup"
 }
 
+# has_program PACKAGE: whether its program is there. Debian keeps servers where only root's path looks.
+has_program() {
+    case $1 in
+    postgresql) for initdb in /usr/lib/postgresql/*/bin/initdb; do [ -x "$initdb" ] && return; done && return 1 ;;
+    *) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
+    esac
+}
+
+setup_programs() {
+    missing=
+    for package in "$@"; do has_program "$package" || missing="$missing $package"; done
+    # shellcheck disable=SC2086  # a list of package names
+    [ -z "$missing" ] || apt $missing
+}
+
 case ${1:-} in
 agent) setup_agent "${2:-}" ;;
 peer) setup_peer "$2" "$3" ;;
-*) say "usage: scripts/setup.sh agent [GROUPS] | peer DIR PINS" && exit 2 ;;
+programs) shift && setup_programs "$@" ;;
+*) say "usage: scripts/setup.sh agent [GROUPS] | peer DIR PINS | programs PACKAGE..." && exit 2 ;;
 esac

@@ -50,3 +50,14 @@ def portable(portable_path: Path) -> ModelBundle:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache directory of this run: no test relies on, or leaves, anything in the user's."""
     return tmp_path_factory.mktemp("cache")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests below tests/system, and run them last: they take minutes, and a failure elsewhere is seen first.
+
+    The simulator of power cuts also makes this process large, and a child's peak memory begins at its parent's size.
+    """
+    for item in items:
+        if "system" in item.path.relative_to(Path(__file__).parent).parts:
+            item.add_marker("system")
+    items.sort(key=lambda item: item.get_closest_marker("system") is not None)

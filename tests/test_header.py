@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from agent.errors import FrameError, InputError
-from agent.header import MAX_FILE_BYTES, MAX_PARTS, Header, open_regular, parse_header, read_header
+from agent.header import MAX_FILE_BYTES, MAX_PARTS, Header, is_complete, open_regular, parse_header, read_header
 from tests import bad_inputs as bad
 from tests.command import run_python
 
@@ -366,3 +366,83 @@ def test_headers_are_read_without_a_vision_package(tmp_path):
         tmp_path / "a.png",
     )
     assert (ran.status, ran.out, ran.err) == (0, "91\n", "")
+
+
+def complete(data: bytes) -> bool:
+    return is_complete(io.BytesIO(data), parse(data))
+
+
+ENDS = [
+    ("JPEG", {}),
+    ("JPEG", {"progressive": True}),
+    ("PNG", {}),
+    ("BMP", {}),
+    ("WEBP", {}),
+    ("WEBP", {"lossless": True}),
+    ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+    ("TIFF", {"compression": "tiff_adobe_deflate", "strip_size": 1000}),
+    ("TIFF", {"save_all": True, "append_images": [noise("RGB"), noise("RGB", (20, 900))]}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), ENDS)
+def test_picture_has_its_end_when_the_last_byte_is_there(kind, options):
+    data = saved(kind, **options)
+    assert complete(data)
+    assert complete(data + bytes(5000))
+    for length in {*range(0, len(data), len(data) // 97), len(data) - 5}:
+        handle = io.BytesIO(data[:length])
+        try:
+            header = parse_header(handle, NAME)
+        except FrameError:
+            continue
+        assert not is_complete(handle, header), length
+
+
+def test_film_behind_a_photo_hides_no_end():
+    data = saved("JPEG")
+    assert complete(data + b"\0\0\0\x18ftypmp42" + bytes(5 << 20))
+    assert not complete(data[:-2] + bytes(5 << 20))
+
+
+def test_end_between_two_pieces_of_a_photo_is_found():
+    data = saved("JPEG")
+    start = parse(data).data_at
+    for shift in range(-3, 3):
+        filler = bytes((1 << 20) + start + shift - len(data) + 1)
+        assert complete(data[:-2] + filler + data[-2:] + bytes(3 << 20))
+
+
+@pytest.mark.parametrize(("bits", "mode"), [(1, "1"), (8, "P"), (8, "L"), (24, "RGB"), (32, "RGBA")])
+def test_size_a_bitmap_tells_of_itself_is_no_matter(bits, mode):
+    data = bytearray(saved("BMP", mode))
+    assert struct.unpack_from("<H", data, 28) == (bits,)
+    for told in (0, 1 << 30):
+        struct.pack_into("<I", data, 2, told)
+        assert complete(bytes(data))
+        assert not complete(bytes(data[:-1]))
+
+
+def test_chain_of_directories_that_bites_its_tail_ends():
+    data = bytearray(saved("TIFF"))
+    (at,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, at)
+    struct.pack_into("<I", data, at + 2 + 12 * count, at)
+    assert complete(bytes(data))
+    struct.pack_into("<I", data, at + 2 + 12 * count, len(data) + 100)
+    assert not complete(bytes(data))
+
+
+@given(st.sampled_from(ENDS), st.data())
+def test_question_for_the_end_never_fails(end, draw):
+    data = bytearray(saved(end[0], **end[1]))
+    for _ in range(draw.draw(st.integers(1, 5))):
+        data[draw.draw(st.integers(0, min(len(data), 400) - 1))] = draw.draw(st.integers(0, 255))
+    handle = Counted(bytes(data))
+    try:
+        header = parse_header(handle, NAME)
+    except FrameError:
+        return
+    assert is_complete(handle, header) in (True, False)
+    assert handle.taken < 8 * len(data) + (64 << 20)

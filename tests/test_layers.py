@@ -12,14 +12,27 @@ import pytest
 from tests.command import EDGE_OCR, ROOT, run, run_python
 
 LAYERS = (
-    ("errors",),
-    ("page",),
-    ("bundle", "header", "memory"),
+    ("errors", "clock"),
+    ("page", "protocol", "strict"),
+    ("config",),
+    ("bundle", "header", "memory", "health", "mask"),
     ("image", "detect", "orient", "recognize", "engines"),
-    ("models", "trial"),
-    ("mate",),
-    ("reader",),
-    ("batch",),
+    ("models", "trial", "sources", "sources.inbox", "sources.tree", "sources.watch"),
+    ("mate", "sources.retention"),
+    ("reader", "sources.folder"),
+    ("outbox.schema", "outbox.disk", "outbox.rows", "mqtt.tls", "collect.tables"),
+    ("outbox.salvage", "outbox.retention", "outbox.life", "mqtt.connection", "collect.stores", "collect.inbox"),
+    ("outbox.database", "mqtt.link"),
+    ("outbox.verdicts", "outbox.backlog", "outbox.notes", "mqtt"),
+    ("outbox.outbox", "collect.receipts"),
+    ("outbox",),
+    ("uplink.screen", "uplink.ledger", "collect.collector"),
+    ("uplink.delivery", "uplink.orders", "uplink.presence", "collect"),
+    ("uplink.post",),
+    ("uplink.uplink",),
+    ("uplink",),
+    ("batch", "worker", "supervise", "report"),
+    ("service",),
     ("__main__",),
 )
 """A module imports from the rows above its own only: siblings never import each other."""
@@ -28,24 +41,36 @@ CONVERTERS_MAY_IMPORT = {"errors", "page", "bundle", "image", "engines", "reader
 RUNTIMES = {"paddle", "paddlelite", "onnxruntime"}
 ONLY_IN = {
     "cv2": {"image", "detect"},
-    "psutil": {"memory", "mate"},
-    "click": {"__main__"},
+    "psutil": set(),
+    "click": {"__main__", "service"},
+    "inotify_simple": {"sources.watch"},
     "tomli": set(),
     "paddle": {"engines"},
     "paddlelite": {"engines"},
     "onnxruntime": {"engines"},
     "paddleslim": set(),
     "PIL": set(),
-    "paho": set(),
+    "paho": {"mqtt.connection"},
+    "psycopg": {"collect.stores"},
+    "sqlite_utils": {"collect.stores"},
     "requests": set(),
-    "socket": set(),
+    "socket": {"mqtt.tls"},
+    "ssl": {"mqtt.link", "mqtt.tls"},
     "urllib": set(),
     "http": set(),
 }
 """Where the agent may import what, lazily or not; what reads pictures has no network."""
 
-AGENT = {path.stem: path for path in sorted((ROOT / "agent").rglob("*.py")) if path.stem != "__init__"}
-CONVERTERS = {path.stem: path for path in sorted((ROOT / "converters").rglob("*.py")) if path.stem != "__init__"}
+
+def files_of(package: str) -> dict[str, Path]:
+    """Return the modules of a package by their dotted names below it; that of the package itself is left out."""
+    home = ROOT / package
+    names = {path: ".".join(path.relative_to(home).with_suffix("").parts) for path in sorted(home.rglob("*.py"))}
+    return {name.removesuffix(".__init__"): path for path, name in names.items() if name != "__init__"}
+
+
+AGENT = files_of("agent")
+CONVERTERS = files_of("converters")
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
 
@@ -62,8 +87,11 @@ def imported(path: Path, nodes: Iterator[ast.AST] | None = None) -> set[str]:
 
 
 def modules_of(package: str, names: set[str]) -> set[str]:
-    """Return which modules of a package are among imported names."""
-    return {name.split(".")[1] for name in names if name.startswith(f"{package}.")} & {*AGENT, *CONVERTERS}
+    """Return which modules of a package are among imported names; `from agent.outbox import rows` is the part alone."""
+    known = {*AGENT, *CONVERTERS}
+    below = {name.removeprefix(f"{package}.") for name in names if name.startswith(f"{package}.")}
+    whole = {name for name in below if any(other.startswith(f"{name}.") for other in below)}  # told by its parts
+    return {name if name in known else name.rpartition(".")[0] for name in below - whole} & known
 
 
 def test_every_module_has_its_layer():
@@ -124,7 +152,18 @@ def test_second_process_starts_without_vision():
 
 def test_whole_agent_imports_without_a_runtime():
     every = ", ".join(f"agent.{name}" for name in AGENT)
-    assert not {*RUNTIMES, "paddleslim", "PIL", "paho"} & loaded_by(f"import {every}")
+    assert not {*RUNTIMES, "paddleslim", "PIL", "psycopg"} & loaded_by(f"import {every}")
+
+
+def test_what_sees_pictures_has_no_network():
+    # `unshare -n` proves it of a running worker (tests/system); this names the import that would break it.
+    assert not {"paho", "ssl", "socket", "psycopg"} & loaded_by(
+        "import agent.worker, agent.sources.folder, agent.reader"
+    )
+
+
+def test_what_has_the_network_sees_no_pictures():
+    assert not {"cv2", "numpy", "PIL", "psutil", *RUNTIMES} & loaded_by("import agent.uplink")
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("read", "--help"), ("--version",)])
@@ -136,7 +175,21 @@ def test_help_and_version_are_shown(arguments):
 
 def test_help_names_every_command():
     shown = run((*EDGE_OCR, "--help")).out
-    assert all(f"\n  {command} " in shown for command in ("read", "convert", "bench", "evaluate"))
+    assert all(
+        f"\n  {command} " in shown
+        for command in (
+            "read",
+            "run",
+            "worker",
+            "uplink",
+            "collect",
+            "status",
+            "outbox",
+            "convert",
+            "bench",
+            "evaluate",
+        )
+    )
 
 
 def test_installed_command_is_the_same():

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
+from agent import service
 from agent.__main__ import cli
 from agent.errors import ExitCode
 from converters.__main__ import convert_command
@@ -18,6 +19,12 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = {
     "read": cli.commands["read"],
+    "run": service.run_command,
+    "worker": service.worker_command,
+    "uplink": service.uplink_command,
+    "collect": service.collect_command,
+    "status": service.status_command,
+    "outbox": service.outbox_group,
     "convert": convert_command,
     "bench": bench_command,
     "evaluate": evaluate_command,
@@ -31,11 +38,17 @@ def section(command: str) -> str:
     return next(part for part in README.split("\n## ") if f"edge-ocr {command} " in part)
 
 
+def parameters(command: click.Command) -> list[click.Parameter]:
+    """Return a command's parameters, those of its own commands included."""
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    return [*command.params, *(parameter for one in below for parameter in one.params)]
+
+
 def options() -> list[tuple[str, str]]:
     return [
         (name, option)
         for name, command in COMMANDS.items()
-        for parameter in command.params
+        for parameter in parameters(command)
         if isinstance(parameter, click.Option)
         for option in (*parameter.opts, *parameter.secondary_opts)
         if option.startswith("--") and option not in UNSAID
@@ -54,6 +67,13 @@ def test_every_option_is_named_where_its_command_is(command: str, option: str) -
 @pytest.mark.parametrize("code", ExitCode)
 def test_every_exit_status_has_a_row(code: ExitCode) -> None:
     assert re.search(rf"^\| {code.value} \| \w", README, re.MULTILINE)
+
+
+def test_every_test_of_the_protocol_exists() -> None:
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", README)
+    assert len(named) > 15
+    for path, test in named:
+        assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), f"README names {path}::{test}"
 
 
 def test_every_path_named_in_a_document_exists() -> None:

@@ -1,0 +1,379 @@
+"""The settings of the long-running programs: typed, strict, from TOML. `systemd/agent.toml` shows every key."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from agent import strict
+from agent.errors import ConfigError
+from agent.protocol import DEVICE_PATTERN, Verb
+
+_Meta = msgspec.Meta
+DeviceName = Annotated[
+    str,
+    _Meta(
+        pattern=DEVICE_PATTERN,
+        description="1 to 64 of A-Z a-z 0-9 _ . - in quotes, the first a letter or digit",
+    ),
+]
+SourceName = Annotated[
+    str,
+    _Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z",
+        description="1 to 32 of A-Z a-z 0-9 _ - in quotes, the first a letter or digit",
+    ),
+]
+TopicPrefix = Annotated[
+    str,
+    _Meta(
+        pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+){0,7}\Z",
+        max_length=200,
+        description="1 to 8 parts of A-Z a-z 0-9 _ - with / between them, in quotes",
+    ),
+]
+Host = Annotated[
+    str,
+    _Meta(
+        pattern=r"^[^\s/@]+\Z",
+        max_length=253,
+        description="a name or address in quotes, without mqtt:// before it",
+    ),
+]
+Secret = Annotated[
+    str,
+    _Meta(
+        pattern=r"^(file|env|credential):[^\x00\n]+\Z",
+        description='"file:PATH", "env:NAME" or "credential:NAME" (of systemd); the secret itself has no place here',
+        extra={"secret": True},
+    ),
+]
+"""Where a secret is. Never the secret itself."""
+Store = Annotated[
+    str,
+    _Meta(
+        pattern=r"^(sqlite:[^\x00\n]+|postgresql://[^\x00\n]*)\Z",
+        description='"sqlite:PATH" or "postgresql://USER@HOST/DATABASE", its password in store_password',
+        extra={"secret": True},  # people write passwords into it
+    ),
+]
+Group = Annotated[str, _Meta(pattern=r"^[A-Za-z0-9_-]{0,64}\Z", description="up to 64 of A-Z a-z 0-9 _ - in quotes")]
+
+MAX_SECRET_BYTES = 64 << 10
+
+Level = Literal["debug", "info", "warning", "error"]
+LEVELS: tuple[Level, ...] = ("debug", "info", "warning", "error")
+
+Megabytes = Annotated[int, _Meta(ge=1, le=1 << 20)]
+Days = Annotated[float, _Meta(ge=0.0, le=3650.0)]
+Wait = Annotated[float, _Meta(ge=0.05, le=86_400.0)]  # seconds
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class ReaderConfig(_Strict, frozen=True):
+    """How pages are read.
+
+    Attributes:
+        bundle: directory of the models.
+        memory_mb: what reading may have resident.
+        threads: processor cores.
+        engine: runtime; "auto" takes the first that is there.
+        min_score: lines read with less are dropped.
+    """
+
+    bundle: str = "/var/lib/edge-ocr/bundle"
+    memory_mb: Annotated[int, _Meta(ge=128, le=65_536)] = 250
+    threads: Annotated[int, _Meta(ge=1, le=64)] = 1
+    engine: Literal["auto", "paddlelite", "onnxruntime", "paddle"] = "auto"
+    min_score: Annotated[float, _Meta(ge=0.0, le=1.0)] = 0.55
+
+
+class FolderConfig(_Strict, frozen=True, tag_field="type", tag="folder"):
+    """A folder that scanners or people put pictures into.
+
+    Attributes:
+        name: of the source, in results.
+        path: the folder; handled files go into `done` and `failed` below it.
+        stable_s: a file is taken when its size and time have not changed for so long.
+        give_up_s: a file that has not changed for so long and still lacks its end is refused.
+        poll_s: the folder is listed this often, besides what the system reports at once.
+        when_done: "keep" moves handled files to `done`, "delete" deletes them.
+        keep_days: handled files older than this are deleted.
+        keep_mb: and the oldest of them when they are larger than this together.
+        again: what happens with a picture that was read before: "skip" it or "read" it once more.
+    """
+
+    name: SourceName
+    path: Annotated[str, _Meta(min_length=1)]
+    stable_s: Wait = 2.0
+    give_up_s: Wait = 60.0
+    poll_s: Wait = 5.0
+    when_done: Literal["keep", "delete"] = "keep"
+    keep_days: Days = 30.0
+    keep_mb: Megabytes = 2048
+    again: Literal["skip", "read"] = "skip"
+
+
+SourceConfig = FolderConfig
+"""One kind of source so far; more make this a union told apart by `type`."""
+
+
+class OutboxConfig(_Strict, frozen=True):
+    """Where results wait.
+
+    Attributes:
+        max_mb: the database takes no more than this.
+        when_full: "stop" takes no more pages; "drop_oldest" gives up the oldest unconfirmed rows and says so.
+        min_free_mb: no page is taken while the disk has less free than this.
+        ballast_mb: a file of this size is kept to be given up when the disk is full, so that work can be recorded.
+        max_attempts: a page that has ended the worker so often is put aside.
+        keep_stored_days: rows stored at the centre are kept for so long, for `edge-ocr outbox`.
+        remember_days: a picture is known again for so long.
+    """
+
+    max_mb: Annotated[int, _Meta(ge=1, le=1 << 20)] = 512
+    when_full: Literal["stop", "drop_oldest"] = "stop"
+    min_free_mb: Annotated[int, _Meta(ge=0, le=1 << 20)] = 64
+    ballast_mb: Annotated[int, _Meta(ge=0, le=1024)] = 4
+    max_attempts: Annotated[int, _Meta(ge=1, le=100)] = 3
+    keep_stored_days: Days = 0.0
+    remember_days: Days = 90.0
+
+
+class LetOut(_Strict, frozen=True):
+    """Numbers that may leave the box.
+
+    Attributes:
+        name: what they are, for people.
+        pattern: regular expression for the whole number, separators removed.
+    """
+
+    name: str
+    pattern: Annotated[str, _Meta(min_length=1, max_length=1000)]
+
+
+class PrivacyConfig(_Strict, frozen=True):
+    """What is masked before a result is kept.
+
+    Attributes:
+        mask: whether long numbers and identity numbers are masked at all.
+        min_digits: numbers with so many digits or more are.
+        keep_last: so many of their last characters stay.
+        let_out: numbers that are not masked.
+    """
+
+    mask: bool = True
+    min_digits: Annotated[int, _Meta(ge=6, le=32)] = 12
+    keep_last: Annotated[int, _Meta(ge=0, le=4)] = 4
+    let_out: tuple[LetOut, ...] = ()
+
+
+class BrokerConfig(_Strict, frozen=True):
+    """How to reach a broker; the same for devices and collectors.
+
+    Attributes:
+        host: name or address.
+        port: 8883 is usual with TLS, 1883 without.
+        username: at the broker, or empty.
+        password: where the password is.
+        tls: whether the connection is encrypted; without, only for a broker on this machine or a closed network.
+        ca_file: certificates that may sign the broker's; the system's where it is empty.
+        cert_file: this side's certificate.
+        key_file: its key.
+        keepalive_s: a dead link is noticed after about twice this.
+        topic_prefix: topics begin with it.
+    """
+
+    host: Host
+    port: Annotated[int, _Meta(ge=1, le=65_535)] = 8883
+    username: str = ""
+    password: Secret | None = None
+    tls: bool = True
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    keepalive_s: Annotated[int, _Meta(ge=1, le=3600)] = 30
+    topic_prefix: TopicPrefix = "ocr/v1"
+
+
+class MqttConfig(BrokerConfig, frozen=True):
+    """How results are sent.
+
+    Attributes:
+        guarantee: "stored": a row is kept until a collector has confirmed that it is stored. "brokered": until the
+            broker has taken it, which loses rows when the broker does.
+        window: rows on their way at the same time, at most; the broker may ask for fewer.
+        receipt_s: a row without a receipt for so long is asked after, then sent again.
+        retry_max_s: the longest pause between attempts to connect.
+        historical_s: a row older than this is marked historical.
+        commands: what may be ordered over MQTT.
+        home_assistant: whether discovery messages are sent.
+        home_assistant_prefix: where to.
+    """
+
+    guarantee: Literal["stored", "brokered"] = "stored"
+    window: Annotated[int, _Meta(ge=1, le=1000)] = 20
+    receipt_s: Wait = 60.0
+    retry_max_s: Wait = 300.0
+    historical_s: Wait = 300.0
+    commands: tuple[Verb, ...] = ("status",)
+    home_assistant: bool = False
+    home_assistant_prefix: TopicPrefix = "homeassistant"
+
+
+class AgentConfig(_Strict, frozen=True):
+    """The settings of `edge-ocr run`, `worker` and `uplink`.
+
+    Attributes:
+        device: name of this box at the centre.
+        state_dir: where the outbox and the state are.
+        log_level: least severe messages that are logged.
+        reader: how pages are read.
+        source: where they come from.
+        outbox: where results wait.
+        privacy: what is masked.
+        mqtt: where they go; without it they stay in the outbox.
+    """
+
+    device: DeviceName
+    state_dir: Annotated[str, _Meta(min_length=1)] = "/var/lib/edge-ocr"
+    log_level: Level = "info"
+    reader: ReaderConfig = ReaderConfig()
+    source: tuple[SourceConfig, ...] = ()
+    outbox: OutboxConfig = OutboxConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    mqtt: MqttConfig | None = None
+
+
+class CollectorConfig(_Strict, frozen=True):
+    """The settings of `edge-ocr collect`.
+
+    Attributes:
+        name: of this collector; each of several has its own.
+        store: "sqlite:PATH", or "postgresql://..." without a password.
+        store_password: where the database's password is.
+        group: name of a shared subscription for several collectors that store into one database.
+        batch: rows committed together, at most.
+        batch_s: and after this time at the latest.
+        log_level: least severe messages that are logged.
+        mqtt: the broker.
+    """
+
+    name: DeviceName
+    mqtt: BrokerConfig
+    store: Store = "sqlite:collector.db"
+    store_password: Secret | None = None
+    group: Group = ""
+    batch: Annotated[int, _Meta(ge=1, le=5000)] = 200
+    batch_s: Annotated[float, _Meta(ge=0.0, le=10.0)] = 0.25
+    log_level: Level = "info"
+
+
+T = TypeVar("T", AgentConfig, CollectorConfig)
+
+
+def load(path: Path, kind: type[T], *, check_files: bool = True) -> T:
+    """Read and check a configuration file.
+
+    Args:
+        path: the file.
+        kind: what it configures.
+        check_files: whether certificates must be there; the worker, another user, may have no right to see them.
+
+    Raises:
+        ConfigError: missing, unreadable, not TOML, an unknown key, or a value out of its range; with file, line, key,
+            value and what is accepted.
+    """
+    config, document = strict.read(path, kind)
+    if config.mqtt is not None:
+        _check_broker(document, config.mqtt, check_files)
+    if isinstance(config, AgentConfig):
+        _check_sources(document, config.source)
+        _check_patterns(document, config.privacy)
+    else:
+        _check_store(document, config.store)
+    return config
+
+
+def secret(where: str | None) -> str | None:
+    """Return the secret a setting points at, without a final line break.
+
+    Raises:
+        ConfigError: it is not there, or empty.
+    """
+    if where is None:
+        return None
+    kind, _, name = where.partition(":")
+    found = os.environ.get(name) if kind == "env" else _read_secret(where, kind, name)
+    if found is None:
+        raise ConfigError(f"{where}: the environment has no {name}")
+    if not found:
+        raise ConfigError(f"{where}: is empty")
+    return found
+
+
+def _read_secret(where: str, kind: str, name: str) -> str:
+    path = Path(name)
+    if kind == "credential":
+        if "CREDENTIALS_DIRECTORY" not in os.environ:
+            raise ConfigError(f"{where}: systemd gave no credentials; the unit needs LoadCredential={name}:PATH")
+        if path.name != name:
+            raise ConfigError(f"{where}: must be the name of a credential, without a directory")
+        path = Path(os.environ["CREDENTIALS_DIRECTORY"], name)
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_SECRET_BYTES).decode("utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.strerror}") from error
+    except ValueError:
+        raise ConfigError(f"{where}: not UTF-8 text") from None  # a cause would show the secret
+
+
+def _check_sources(document: strict.Document, sources: tuple[SourceConfig, ...]) -> None:
+    """Refuse sources that would be taken for each other, or never give anything."""
+    names: set[str] = set()
+    folders: set[str] = set()
+    for number, source in enumerate(sources):
+        folder = os.path.realpath(source.path)
+        if source.name in names:
+            raise document.wrong(("source", number, "name"), "another source has this name", source.name)
+        if folder in folders:
+            raise document.wrong(("source", number, "path"), "another source has this folder", source.path)
+        if source.give_up_s < source.stable_s:
+            why = f"must not be less than stable_s, {source.stable_s:g}"
+            raise document.wrong(("source", number, "give_up_s"), why, source.give_up_s)
+        names.add(source.name)
+        folders.add(folder)
+
+
+def _check_patterns(document: strict.Document, privacy: PrivacyConfig) -> None:
+    for number, rule in enumerate(privacy.let_out):
+        try:
+            re.compile(rule.pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            at = ("privacy", "let_out", number, "pattern")
+            raise document.wrong(at, f"must be a regular expression: {error}", rule.pattern) from error
+
+
+def _check_broker(document: strict.Document, broker: BrokerConfig, check_files: bool) -> None:
+    for given, lacking in (("cert_file", "key_file"), ("key_file", "cert_file")):
+        if getattr(broker, given) and not getattr(broker, lacking):
+            raise document.wrong(("mqtt", given), f"needs {lacking} too", getattr(broker, given))
+    for key in ("ca_file", "cert_file", "key_file"):
+        name = getattr(broker, key)
+        if name and not broker.tls:
+            raise document.wrong(("mqtt", key), "has no use with tls = false", name)
+        if name and check_files and not (os.path.isfile(name) and os.access(name, os.R_OK)):
+            raise document.wrong(("mqtt", key), "missing, or not readable for this user", name)
+
+
+def _check_store(document: strict.Document, store: str) -> None:
+    if re.search(r"//[^/?#]*:[^/?#]*@|[?&]password=", store):
+        raise document.wrong(("store",), "holds a password; it belongs in store_password")

@@ -1,0 +1,222 @@
+"""The commands of the long-running programs, and those that look at what they have done."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from agent.config import AgentConfig, CollectorConfig, load
+from agent.errors import ExitCode, InputError
+from agent.outbox import Outbox, Row
+
+STATES = ("pending", "brokered", "stored", "dead")
+
+CONFIG = Path("/etc/edge-ocr/agent.toml")
+COLLECTOR_CONFIG = Path("/etc/edge-ocr/collector.toml")
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _config_option(default: Path) -> Callable[[F], F]:
+    return click.option(
+        "-c",
+        "--config",
+        "path",
+        type=click.Path(path_type=Path),
+        default=default,
+        envvar="EDGE_OCR_CONFIG",
+        show_default=True,
+        help="Settings, TOML.",
+    )
+
+
+@click.command("run")
+@_config_option(CONFIG)
+def run_command(path: Path) -> int:
+    """Run the agent: a worker that reads and an uplink that sends, started again when they end.
+
+    Without [mqtt] in the settings results stay in the outbox. SIGTERM or control-C ends both; the page at hand is
+    finished first.
+    """
+    from agent import supervise
+
+    return supervise.run(load(path, AgentConfig), path)
+
+
+@click.command("worker")
+@_config_option(CONFIG)
+def worker_command(path: Path) -> None:
+    """Run only the worker: reads pages into the outbox, opens no network connection."""
+    from agent import worker
+
+    worker.run(load(path, AgentConfig, check_files=False))  # keys are the uplink's to read
+
+
+@click.command("uplink")
+@_config_option(CONFIG)
+def uplink_command(path: Path) -> None:
+    """Run only the uplink: sends results from the outbox, opens no picture."""
+    from agent import uplink
+
+    uplink.run(load(path, AgentConfig))
+
+
+@click.command("collect")
+@_config_option(COLLECTOR_CONFIG)
+@click.option("--print", "printing", is_flag=True, help="Print each row as it is stored.")
+def collect_command(path: Path, printing: bool) -> None:
+    """Run a collector: stores the results of all devices and confirms them."""
+    from agent import collect
+
+    collect.run(load(path, CollectorConfig), printing=printing)
+
+
+@click.command("status")
+@_config_option(CONFIG)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def status_command(path: Path, as_json: bool) -> int:
+    """Tell how the agent is: what waits, what went, what should be looked at.
+
+    Exit status: 0 all is well, 1 something should be looked at.
+    """
+    from agent import report
+
+    told = report.make(load(path, AgentConfig, check_files=False))
+    click.echo(msgspec.json.encode(told).decode() if as_json else "\n".join(report.lines(told)))
+    return ExitCode.OK if told.ok else ExitCode.SOME_FAILED
+
+
+@click.group("outbox")
+def outbox_group() -> None:
+    """Look at the results that wait on this machine."""
+
+
+def _open(path: Path) -> Outbox:
+    config = load(path, AgentConfig, check_files=False)
+    state_dir = Path(config.state_dir)
+    if not (state_dir / "outbox.db").exists():
+        raise InputError(f"{state_dir}: no outbox here yet; the worker makes it at its first start")
+    return Outbox(state_dir, config.outbox, role="tool")
+
+
+@outbox_group.command("list")
+@_config_option(CONFIG)
+@click.option("--state", type=click.Choice(STATES), help="Only rows in this state.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many rows.")
+@click.option("--after", type=click.IntRange(0), default=0, help="Only rows after this number.")
+def list_command(path: Path, state: str | None, limit: int, after: int) -> None:
+    """List rows, oldest first: number, state, when accepted, source, lines, bytes, reason. No recognised text."""
+    outbox = _open(path)
+    try:
+        rows = list(outbox.rows(None if state is None else STATES.index(state), limit, after))
+    finally:
+        outbox.close()
+    click.echo("seq        state     accepted              source            lines  bytes   reason")
+    for row in rows:
+        page = _page(row)
+        lines = len(page.get("lines", ()))
+        click.echo(
+            f"{row.seq:<10} {STATES[row.state]:<9} {_time(row.created_ms)}  {page.get('source', ''):<16}  "
+            f"{lines:>5}  {len(row.result):>6}  {row.reason}"
+        )
+    if len(rows) == limit:
+        click.echo(f"more with --after {rows[-1].seq}", err=True)
+
+
+@outbox_group.command("show")
+@_config_option(CONFIG)
+@click.argument("seq", type=click.IntRange(1))
+def show_command(path: Path, seq: int) -> None:
+    """Print one row: its state, and the result as it is sent."""
+    outbox = _open(path)
+    try:
+        row = outbox.row(seq)
+    finally:
+        outbox.close()
+    if row is None:
+        raise InputError(f"no row {seq} in the outbox; `edge-ocr outbox list` shows what there is")
+    click.echo(msgspec.json.format(msgspec.json.encode(_exported(row))).decode())
+
+
+@outbox_group.command("export")
+@_config_option(CONFIG)
+@click.option("--state", type=click.Choice(STATES), help="Only rows in this state.")
+@click.option("-o", "--output", type=click.File("wb"), default="-", help="File; default standard output.")
+def export_command(path: Path, state: str | None, output: Any) -> None:
+    """Write rows as JSON lines, for a machine whose link will not come back."""
+    outbox = _open(path)
+    try:
+        after, batch = 0, 500
+        while rows := list(outbox.rows(None if state is None else STATES.index(state), batch, after)):
+            output.writelines(msgspec.json.encode(_exported(row)) + b"\n" for row in rows)
+            after = rows[-1].seq
+    finally:
+        outbox.close()
+
+
+@outbox_group.command("retry")
+@_config_option(CONFIG)
+@click.argument("seqs", nargs=-1, type=click.IntRange(1))
+@click.option("--all", "every", is_flag=True, help="All dead rows.")
+def retry_command(path: Path, seqs: tuple[int, ...], every: bool) -> None:
+    """Send dead rows again: those named, or all."""
+    if bool(seqs) == every:
+        raise click.UsageError("name rows, or give --all")
+    outbox = _open(path)
+    try:
+        count = outbox.retry(None if every else seqs)
+    finally:
+        outbox.close()
+    click.echo(f"{count} rows are sent again")
+
+
+@outbox_group.command("stats")
+@_config_option(CONFIG)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def stats_command(path: Path, as_json: bool) -> None:
+    """Count rows by state, with the space they take."""
+    outbox = _open(path)
+    try:
+        stats = outbox.stats()
+    finally:
+        outbox.close()
+    if as_json:
+        click.echo(msgspec.json.encode(stats).decode())
+        return
+    for name in stats.__struct_fields__:
+        click.echo(f"{name:<10} {_said(getattr(stats, name))}")
+
+
+def _said(value: object) -> str:
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _page(row: Row) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(row.result, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return {}
+
+
+def _exported(row: Row) -> dict[str, Any]:
+    return {
+        "epoch": row.epoch,
+        "seq": row.seq,
+        "state": STATES[row.state],
+        "reason": row.reason,
+        "created_ms": row.created_ms,
+        "sha256": row.sha256,
+        "result": msgspec.Raw(row.result),
+    }
+
+
+def _time(ms: int) -> str:
+    return datetime.datetime.fromtimestamp(ms / 1000).strftime("%Y-%m-%d %H:%M:%S")

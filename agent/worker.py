@@ -1,0 +1,373 @@
+"""The worker: sees pictures, has no network. Sources -> reader -> mask -> outbox, one page at a time.
+
+The order keeps every page: claimed, its attempt committed, read, its result committed, and only then put away. A page
+that ends the process is met again after the restart, and put aside when that has happened too often.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from agent import health
+from agent.clock import Clock
+from agent.config import AgentConfig
+from agent.errors import FrameError, InputError, OutboxError
+from agent.mask import Masker
+from agent.memory import Budget
+from agent.outbox import Outbox, Request
+from agent.page import Frame, PageResult, to_json
+from agent.sources import CHANGED, Capture, Source
+
+_log = logging.getLogger(__name__)
+
+LOOK_S = 1.0  # the longest sleep: commands and a full outbox are looked at this often
+STATE_S = 5.0
+LEVEL_S = 5.0
+TIDY_S = 60.0
+RATE_S = 300.0
+
+
+class PageReader(Protocol):
+    """What reads a frame."""
+
+    budget: Budget
+
+    def read(self, frame: Frame) -> PageResult:
+        """Return the page of a frame."""
+
+    def close(self) -> None:
+        """Give the models back."""
+
+
+class _Unsaved(msgspec.Struct, frozen=True):
+    """A page that was read while the outbox took nothing: kept until it does, so that it is not read again."""
+
+    source: Source
+    capture: Capture
+    result: bytes
+
+
+class Worker:
+    """Takes pages from sources until told to stop."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        outbox: Outbox,
+        sources: Sequence[Source],
+        open_reader: Callable[[], tuple[PageReader, str]],
+        clock: Clock | None = None,
+    ) -> None:
+        """Make a worker; nothing is loaded before `start`.
+
+        Args:
+            config: the settings.
+            outbox: keeps results.
+            sources: give pages.
+            open_reader: loads the models; returns the reader and the label of its bundle.
+            clock: time.
+        """
+        self._config = config
+        self._outbox = outbox
+        self._sources = {source.name: source for source in sources}
+        self._open_reader = open_reader
+        self._clock = clock or Clock()
+        self._masker = Masker(config.privacy)
+        self._reader: PageReader | None = None
+        self._unsaved: _Unsaved | None = None
+        self._state = health.WorkerState(pid=os.getpid(), at_ms=0, started_ms=self._clock.wall_ms())
+        self._written = self._state
+        self._finished: deque[float] = deque(maxlen=10_000)
+        self._level: str = config.log_level
+        self._written_at = self._tidied_at = self._looked_at = float("-inf")
+        self._stopping = False
+        self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def start(self) -> None:
+        """Load the models.
+
+        Raises:
+            BundleError: they cannot be trusted.
+            EngineError: no runtime for them.
+            BudgetError: they do not fit.
+        """
+        self._reader, label = self._open_reader()
+        self._note(bundle=label)
+        self._tell()
+        _log.info("ready: %s, %d sources, %.0f MB", label, len(self._sources), health.resident_mb())
+
+    def run(self) -> None:
+        """Work until `stop` is called."""
+        while not self._stopping:
+            if not self.tick():
+                self._sleep()
+
+    def stop(self) -> None:
+        """End after the page at hand. May be called from a signal handler."""
+        self._stopping = True
+        os.write(self._wake_in, b"!")
+
+    def close(self) -> None:
+        """Give everything back."""
+        for source in self._sources.values():
+            source.close()
+        if self._reader is not None:
+            self._reader.close()
+        self._tell()
+        os.close(self._wake_in)
+        os.close(self._wake_out)
+
+    def tick(self) -> bool:
+        """Do one thing: take at most one page. Returns whether there may be more to do at once."""
+        try:
+            self._obey()
+            self._tidy()
+            self._hold(self._outbox.held())
+            worked = self._save_unsaved() if self._unsaved else not self._state.held and self._take_page()
+        except OutboxError as error:
+            # Nothing was decided about the page at hand; it is offered again when the outbox takes results.
+            self._hold("failing", str(error))
+            worked = False
+        if self._clock.monotonic() - self._written_at >= STATE_S or self._state != self._written:
+            self._tell()
+        return worked
+
+    # ---------------------------------------------------------------------------------------------- pages
+
+    def _take_page(self) -> bool:
+        """Take the next page of the first source that has one; sources take turns."""
+        for name, source in tuple(self._sources.items()):
+            capture = source.poll()
+            if capture is None:
+                continue
+            self._sources[name] = self._sources.pop(name)  # to the end of the row
+            try:
+                self._handle(source, capture)
+            except OutboxError:
+                if self._unsaved is None:
+                    source.retry(capture)
+                raise
+            return True
+        return False
+
+    def _handle(self, source: Source, capture: Capture) -> None:
+        """Give one page its verdict."""
+        known = self._outbox.intake(capture.key)
+        if known is not None and known.status == "accepted":
+            self._note(skipped=self._state.skipped + 1)
+            _log.info("%s: known already, not read again, key %s", capture.source, capture.key[:12])
+            self._put_away(source, capture, None)
+            return
+        attempts = self._outbox.begin(capture.key, capture.source, capture.name)
+        if attempts > self._config.outbox.max_attempts:
+            ended = attempts - 1
+            self._refuse(source, capture, FrameError("crash", f"ended the worker {ended} times; put aside"))
+            return
+        if attempts > 1:
+            _log.warning("%s: read again, attempt %d, key %s", capture.source, attempts, capture.key[:12])
+        try:
+            result = self._read(capture)
+        except (FrameError, InputError) as error:
+            if isinstance(error, FrameError) and error.reason == CHANGED:
+                source.done(capture, error)  # no verdict: it is offered again, with another content and key
+            else:
+                self._refuse(source, capture, error)
+            return
+        self._unsaved = _Unsaved(source, capture, result)
+        self._save_unsaved()
+
+    def _read(self, capture: Capture) -> bytes:
+        """Return the masked result of a page as JSON."""
+        assert self._reader is not None
+        began = self._clock.monotonic()
+        try:
+            frame = capture.load(self._reader.budget)
+            decoded = self._clock.monotonic() - began
+            page = self._reader.read(frame).with_decoding(decoded)
+        except (FrameError, InputError):
+            raise
+        except MemoryError as error:
+            raise FrameError("memory", "out of memory: raise reader.memory_mb, or free memory") from error
+        except Exception as error:  # of this page only: the others are read
+            _log.exception("a defect of this program; the page is put aside")
+            raise FrameError("defect", f"a defect of this program ({type(error).__name__})") from error
+        page = msgspec.structs.replace(
+            page, image=capture.name, key=capture.key, source=capture.source, taken_at=frame.taken_at
+        )
+        _log.info(
+            "%s: %d lines, %.0f ms, %.0f MB, key %s",
+            *(capture.source, len(page.lines), 1000 * page.seconds, health.resident_mb(), capture.key[:12]),
+        )
+        return to_json(self._masker.page(page))
+
+    def _save_unsaved(self) -> bool:
+        """Commit the page that was read; only then is it put away."""
+        assert self._unsaved is not None
+        page = self._unsaved
+        try:
+            self._outbox.accept(page.capture.key, page.result)
+        except FrameError as error:  # too large for a message
+            self._unsaved = None
+            self._refuse(page.source, page.capture, error)
+            return True
+        self._unsaved = None
+        self._finished.append(self._clock.monotonic())
+        self._note(accepted=self._state.accepted + 1)
+        self._put_away(page.source, page.capture, None)
+        return True
+
+    def _refuse(self, source: Source, capture: Capture, error: FrameError | InputError) -> None:
+        reason = error.reason if isinstance(error, FrameError) else "input"
+        self._outbox.fail(capture.key, reason)
+        self._note(failed=self._state.failed + 1)
+        _log.warning("%s: refused (%s), key %s", capture.source, reason, capture.key[:12])
+        self._put_away(source, capture, error)
+
+    def _put_away(self, source: Source, capture: Capture, error: FrameError | InputError | None) -> None:
+        try:
+            place = source.done(capture, error)
+        except OSError as problem:
+            # It stays claimed; after the next start its verdict is known, and it is put away then.
+            self._note(last_error=f"{source.name}: a handled file cannot be put away: {problem.strerror}")
+            _log.warning("%s", self._state.last_error)
+            return
+        if place:
+            self._outbox.place(capture.key, place)
+
+    # --------------------------------------------------------------------------------------- housekeeping
+
+    def _obey(self) -> None:
+        """Carry out what was ordered over MQTT or with `edge-ocr`."""
+        for request in self._outbox.requests():
+            if request.verb != "reread":
+                continue  # the uplink's own, between its asking and its finishing
+            self._outbox.finish(request.id, *self._carry_out(request))
+
+    def _carry_out(self, request: Request) -> tuple[bool, str]:
+        known = self._outbox.intake(request.argument)
+        if known is None:
+            return False, "no such page"
+        source = self._sources.get(known.source)
+        if source is None or not known.place or not source.reread(known.place):
+            return False, "its picture is gone"
+        return True, "to be read again"
+
+    def _tidy(self) -> None:
+        now = self._clock.monotonic()
+        if now - self._looked_at >= LEVEL_S:
+            self._looked_at = now
+            self._set_level(self._outbox.stats().level)
+        if now - self._tidied_at >= TIDY_S:
+            self._tidied_at = now
+            self._outbox.tidy()
+            for source in self._sources.values():
+                source.tidy()
+
+    def _set_level(self, level: str) -> None:
+        """Follow a changed level of the log; "" is the configured one."""
+        level = level or self._config.log_level
+        if level != self._level:
+            self._level = level
+            health.set_level(level)
+
+    def _hold(self, held: str, error: str = "") -> None:
+        """Note why no pages are taken; say so once."""
+        if held != self._state.held:
+            if held in ("", "paused"):
+                _log.info("pages are %s", "not taken: paused" if held else "taken again")
+            else:
+                _log.error("no pages are taken: %s %s", held, error)
+        self._note(held=held, reading=not held, **({"last_error": error} if error else {}))
+
+    def _note(self, **changes: object) -> None:
+        self._state = msgspec.structs.replace(self._state, **changes)
+
+    def _tell(self) -> None:
+        now = self._clock.monotonic()
+        while self._finished and now - self._finished[0] > RATE_S:
+            self._finished.popleft()
+        self._written = self._state
+        self._written_at = now
+        told = msgspec.structs.replace(
+            self._state,
+            at_ms=self._clock.wall_ms(),
+            pages_per_minute=round(60 * len(self._finished) / RATE_S, 2),
+            rss_mb=round(health.resident_mb(), 1),
+            peak_mb=round(health.peak_mb(), 1),
+        )
+        health.write_state(Path(self._config.state_dir), "worker", told)
+
+    def _sleep(self) -> None:
+        """Wait for a file, a signal or the next look."""
+        idle = not self._state.held and self._unsaved is None
+        sources = self._sources.values() if idle else ()
+        timeout = min([LOOK_S, *(source.next_s() for source in sources)])
+        watched = [fd for source in sources if (fd := source.fileno()) >= 0]
+        select.select([self._wake_out, *watched], [], [], max(0.0, timeout))
+
+
+def open_sources(config: AgentConfig, clock: Clock) -> list[Source]:
+    """Return the configured sources.
+
+    Raises:
+        ConfigError: one of them cannot work; the message says what to do.
+    """
+    from agent.sources.folder import FolderSource
+
+    return [FolderSource(source, clock) for source in config.source]
+
+
+def open_reader(config: AgentConfig) -> tuple[PageReader, str]:
+    """Load the configured models.
+
+    Raises:
+        BundleError: they cannot be trusted.
+        EngineError: no runtime for them.
+        BudgetError: they do not fit.
+    """
+    from agent import trial
+    from agent.bundle import ModelBundle
+    from agent.engines import EngineSettings
+    from agent.reader import Reader, ReaderSettings
+
+    bundle = ModelBundle.load(Path(config.reader.bundle))
+    engine = EngineSettings(config.reader.engine, config.reader.threads)
+    trial.ensure_tried(bundle, engine)
+    settings = ReaderSettings(config.reader.memory_mb, config.reader.min_score, engine=engine)
+    return Reader(bundle, settings), bundle.label
+
+
+def run(
+    config: AgentConfig,
+    reader: Callable[[AgentConfig], tuple[PageReader, str]] = open_reader,
+    clock: Clock | None = None,
+) -> None:
+    """Run the worker until SIGTERM or SIGINT.
+
+    Raises:
+        AgentError: it cannot start.
+    """
+    health.set_up_logging("worker", config.log_level)
+    clock = clock or Clock()
+    state_dir = Path(config.state_dir)
+    lock = health.Lock(state_dir, "worker")
+    outbox = Outbox(state_dir, config.outbox, role="worker", clock=clock)
+    worker = Worker(config, outbox, open_sources(config, clock), lambda: reader(config), clock)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stop())
+    try:
+        worker.start()
+        worker.run()
+    finally:
+        worker.close()
+        outbox.close()
+        lock.close()
