@@ -140,7 +140,7 @@ def _of_uplink(config: AgentConfig, uplink: UplinkState | None, clock: Clock) ->
 
 def lines(told: Report) -> list[str]:
     """Return a report for people."""
-    used = f"{told.outbox_bytes / 1e6:.1f} of {told.outbox_max_bytes / 1e6:.0f} MB"
+    used = f"{told.outbox_bytes / (1 << 20):.1f} of {told.outbox_max_bytes >> 20} MB"
     rows = [
         ("device", told.device),
         ("models", told.bundle or "-"),

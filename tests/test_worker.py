@@ -19,11 +19,12 @@ from agent import health
 from agent.clock import Clock
 from agent.config import AgentConfig, FolderConfig, OutboxConfig
 from agent.errors import OutboxError
-from agent.outbox import Outbox
+from agent.outbox import Marks, Outbox
 from agent.page import Frame, PageResult
 from agent.worker import Worker, open_sources
 from tests.command import ROOT
 from tests.stub_worker import CRASHES, FAILS, HANGS, StubReader, draw
+from tests.system.branch import until
 
 
 class CountingReader(StubReader):
@@ -169,8 +170,6 @@ def test_full_outbox_stops_intake_and_goes_on_when_rows_are_stored(tmp_path):
     assert (bench.inbox / "scan.png").exists()
     told = health.read_state(tmp_path / "state", "worker", health.WorkerState)
     assert told is not None and not told.reading
-    from agent.outbox import Marks
-
     rows = list(bench.outbox.rows(None, 100, 0))
     uplink = Outbox(tmp_path / "state", bench.config.outbox, role="uplink")
     stored = {row.epoch: tuple((r.seq, r.seq) for r in rows if r.epoch == row.epoch) for row in rows}
@@ -247,11 +246,7 @@ def test_page_that_ends_the_process_three_times_is_put_aside_and_the_next_is_rea
             assert process.wait(30) == -signal.SIGSEGV
     draw(tmp_path / "inbox" / "b.png", 2)
     with child.start() as process:
-        done = tmp_path / "inbox" / "done" / "b.png"
-        for _ in range(600):
-            if done.exists():
-                break
-            time.sleep(0.05)
+        assert until((tmp_path / "inbox" / "done" / "b.png").exists) < 30
         process.terminate()
         assert process.wait(30) == 0
     assert child.rows() == ["page-00000002"]
@@ -267,10 +262,7 @@ def test_page_at_hand_is_finished_when_the_worker_is_told_to_end(tmp_path):
     draw(tmp_path / "inbox" / "a.png", 1, seconds=1.0)
     with child.start() as process:
         work = tmp_path / "inbox" / ".edge-ocr" / "work"
-        for _ in range(600):
-            if work.is_dir() and any(work.iterdir()):
-                break
-            time.sleep(0.02)
+        assert until(lambda: work.is_dir() and any(work.iterdir())) < 30
         time.sleep(0.3)
         process.terminate()
         assert process.wait(30) == 0
@@ -282,20 +274,13 @@ def test_page_of_a_killed_worker_is_read_by_the_next(tmp_path):
     draw(tmp_path / "inbox" / "a.png", 1, HANGS)
     with child.start() as process:
         work = tmp_path / "inbox" / ".edge-ocr" / "work"
-        for _ in range(600):
-            if work.is_dir() and any(work.iterdir()):
-                break
-            time.sleep(0.02)
+        assert until(lambda: work.is_dir() and any(work.iterdir())) < 30
         process.kill()
     assert not (tmp_path / "inbox" / "a.png").exists()
     (claimed,) = list(work.rglob("*.png"))
     draw(claimed, 3)  # as if it did not hang this time
     with child.start() as process:
-        done = tmp_path / "inbox" / "done" / "a.png"
-        for _ in range(600):
-            if done.exists():
-                break
-            time.sleep(0.05)
+        assert until((tmp_path / "inbox" / "done" / "a.png").exists) < 30
         process.terminate()
         assert process.wait(30) == 0
     assert child.rows() == ["page-00000003"]
@@ -304,10 +289,7 @@ def test_page_of_a_killed_worker_is_read_by_the_next(tmp_path):
 def test_second_worker_on_one_state_is_refused(tmp_path):
     child = Child(tmp_path)
     with child.start() as first:
-        for _ in range(600):
-            if (tmp_path / "state" / "worker.json").exists():
-                break
-            time.sleep(0.02)
+        assert until((tmp_path / "state" / "worker.json").exists) < 30
         with child.start() as second:
             assert second.wait(30) != 0
             assert b"another worker" in second.stderr.read()

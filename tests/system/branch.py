@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import sqlite3
@@ -22,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from tests import stub_worker
+from tests.broker import MOSQUITTO, free_port
 from tests.command import ROOT
-
-MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 BROKER_CONF = """\
 listener {port} 127.0.0.1
@@ -89,7 +87,7 @@ class Branch:
         store: str = "",
     ) -> None:
         self.home = home
-        self.port = _free_port()
+        self.port = free_port()
         for name in ("inbox", "broker", "log"):
             (home / name).mkdir(parents=True, exist_ok=True)
         os.chmod(home / "broker", 0o777)  # mosquitto started by root drops its rights
@@ -111,7 +109,7 @@ class Branch:
     def command(self, name: str) -> list[str]:
         python = sys.executable
         return {
-            "broker": [str(MOSQUITTO), "-c", str(self.home / "mosquitto.conf")],
+            "broker": [MOSQUITTO, "-c", str(self.home / "mosquitto.conf")],
             "collector": [python, "-m", "agent", "collect", "-c", str(self.home / "collector.toml")],
             "worker": [python, "-m", "tests.stub_worker", "-c", str(self.home / "agent.toml")],
             "uplink": [python, "-m", "agent", "uplink", "-c", str(self.home / "agent.toml")],
@@ -227,13 +225,6 @@ def running(home: Path, **options: Any) -> Iterator[Branch]:
         yield branch
     finally:
         branch.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _same_user() -> str:
