@@ -60,4 +60,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "system" in item.path.relative_to(Path(__file__).parent).parts:
             item.add_marker("system")
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(600))
     items.sort(key=lambda item: item.get_closest_marker("system") is not None)
