@@ -111,6 +111,7 @@ class Op:
     data: bytes = b""
     name: str = ""
     to: str = ""
+    line: int = 0
 
 
 _CALL = re.compile(r"(\w+)\((.*)\)\s+= (-?\d+)")
@@ -122,13 +123,16 @@ def operations(log: Path, directory: Path) -> list[Op]:
     names: dict[str, int] = {}
     open_files: dict[int, tuple[int, int]] = {}  # by descriptor: file, place
     found: list[Op] = []
-    count = 0
+    count = count_lines = 0
 
     def inside(raw: bytes) -> str | None:
         path = Path(os.fsdecode(raw))
         return path.name if path.parent == directory else None
 
-    for line in log.read_text().splitlines():
+    for number, line in enumerate(log.read_text().splitlines()):
+        while count_lines < len(found):
+            found[count_lines].line = number - 1
+            count_lines += 1
         match = _CALL.search(line)
         if match is None or int(match[3]) < 0:
             continue
@@ -174,6 +178,8 @@ def operations(log: Path, directory: Path) -> list[Op]:
                 names[new] = names.pop(old) if call == "rename" else names[old]
                 named = Op("rename", name=old, to=new) if call == "rename" else Op("name", names[new], name=new)
                 found.append(named)
+    for op in found[count_lines:]:
+        op.line = number
     return found
 
 
