@@ -19,7 +19,7 @@ from agent.outbox import Outbox
 from tests.command import ROOT
 from tests.stub_worker import draw
 
-EVERY = int(os.environ.get("EVERY", "5"))
+EVERY = int(os.environ.get("EVERY", "8"))
 """Each so manieth place is tried; EVERY=1 tries all, in nine minutes."""
 STRACE = shutil.which("strace")
 CALLS = {

@@ -28,7 +28,7 @@ from tests.command import ROOT
 from tests.tcp_proxy import Proxy
 
 SEED = int(os.environ.get("SEED", "1"))
-ROWS = int(os.environ.get("ROWS", "60000"))
+ROWS = int(os.environ.get("ROWS", "20000"))
 """Rows of the long outage."""
 
 
