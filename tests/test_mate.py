@@ -21,7 +21,8 @@ SAMPLE = Path(__file__).parent.parent / "samples" / "receipt.png"
 
 
 def settings(threads: int) -> ReaderSettings:
-    return ReaderSettings(memory_mb=600, engine=EngineSettings(threads=threads))
+    # Enough for the largest tiles whatever the process of the tests holds: tiles of another size give other boxes.
+    return ReaderSettings(memory_mb=2000, engine=EngineSettings(threads=threads))
 
 
 def read(reader: Reader) -> PageResult:

@@ -36,6 +36,7 @@ port = {port}
 ca_file = "{ca}"
 retry_max_s = 1.0
 window = 100
+historical_s = {historical_s}
 """
 
 COLLECTOR = """\
@@ -49,6 +50,7 @@ ca_file = "{ca}"
 """
 
 OUTBOX = OutboxConfig(max_mb=1024, min_free_mb=0, ballast_mb=0)
+HISTORICAL_S = 5.0  # younger rows are sent in turn, and filling takes less than the default
 LINES = 20  # of a page; its JSON has about 3 kB
 
 
@@ -105,16 +107,19 @@ def measure(home: Path, rows: int, say: bool) -> dict[str, Any]:
     outbox = Outbox(home / "state", OUTBOX, role="worker")
     with Broker(home / "broker", authority=authority) as broker:
         for name, text in (("agent", AGENT), ("collector", COLLECTOR)):
-            (home / f"{name}.toml").write_text(text.format(home=home, port=broker.port, ca=authority.file))
+            (home / f"{name}.toml").write_text(
+                text.format(home=home, port=broker.port, ca=authority.file, historical_s=HISTORICAL_S)
+            )
         broker.kill()
         with process("uplink", home / "agent.toml") as uplink:
             time.sleep(3)
             before_mb = resident_mb(uplink.pid)
             told = fill(outbox, rows, say)
+            time.sleep(HISTORICAL_S)
             waiting_mb = resident_mb(uplink.pid)
             broker.start()
-            with process("collector", home / "collector.toml"):
-                told |= drain(home, outbox, rows, say)
+            with process("collect", home / "collector.toml") as collector:
+                told |= drain(home, outbox, rows, say, collector)
                 time.sleep(1)
             after_mb = resident_mb(uplink.pid)
     total, different = stored(home)
@@ -130,11 +135,13 @@ def measure(home: Path, rows: int, say: bool) -> dict[str, Any]:
     }
 
 
-def drain(home: Path, outbox: Outbox, rows: int, say: bool) -> dict[str, float]:
+def drain(home: Path, outbox: Outbox, rows: int, say: bool, collector: subprocess.Popen[bytes]) -> dict[str, float]:
     """Wait until every row has its receipt; a fresh row comes in when a third is gone."""
     began = first = fresh = 0.0
     overtook = float("inf")
     while (stats := outbox.stats()).pending + stats.brokered:
+        if collector.poll() is not None:
+            sys.exit(f"the collector has ended: {(home / 'collect.log').read_text()}")
         left = stats.pending + stats.brokered
         now = time.monotonic()
         if not first and left < rows:
