@@ -90,7 +90,7 @@ class Report(msgspec.Struct, frozen=True):
     threads: int
     bundle: str
     sets: dict[str, list[Figures]]
-    first_result_s: dict[str, float]
+    first_result_s: dict[str, dict[str, float]]
     models: list[ModelTime]
 
 
@@ -248,10 +248,11 @@ def bench_command(
 
 def _run(contest: Contest, sets: Mapping[str, Path], limit: int | None, output: Path) -> None:
     results = read_sets(contest, sets, limit, click.echo)
-    labels = next(iter(sets.values()))
-    first = first_results(contest, labels.parent / load_labels(labels)[0].image)
-    rows = [("reader", "start to first page s"), *((name, said(seconds, ".2f")) for name, seconds in first.items())]
-    click.echo("\n".join(aligned(rows)))
+    first = {
+        name: first_results(contest, labels.parent / load_labels(labels)[0].image) for name, labels in sets.items()
+    }
+    rows = [(name, *(said(seconds, ".2f") for seconds in times.values())) for name, times in first.items()]
+    click.echo("\n".join(aligned([("start to first page, s", *contest.names()), *rows])))
     models = model_times(contest, contest.peers[0]) if contest.peers else []
     if models:
         click.echo("\n" + "\n".join(model_table(models)))
