@@ -104,7 +104,7 @@ class FolderConfig(_Strict, frozen=True, tag_field="type", tag="folder"):
         stable_s: a file is taken when its size and time have not changed for so long.
         give_up_s: a file that has not changed for so long and still lacks its end is refused.
         poll_s: the folder is listed this often, besides what the system reports at once.
-        when_done: "keep" moves handled files to `done`, "delete" deletes them.
+        when_done: "keep" moves files that were read to `done`, "delete" deletes them; refused ones go to `failed`.
         keep_days: handled files older than this are deleted.
         keep_mb: and the oldest of them when they are larger than this together.
         again: what happens with a picture that was read before: "skip" it or "read" it once more.

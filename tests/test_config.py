@@ -206,10 +206,10 @@ def structs(kind: inspect.Type, name: str = "") -> dict[str, tuple[inspect.Field
     return found
 
 
-def sample_settings() -> dict[str, tuple[object, str, bool]]:
-    """Return what the sample shows for each setting: value, remark, and whether it is only shown."""
+def sample_settings(sample: Path) -> dict[str, tuple[object, str, bool]]:
+    """Return what a sample shows for each setting: value, remark, and whether it is only shown."""
     section, found = "", {}
-    for line in SAMPLE.read_text(encoding="utf-8").splitlines():
+    for line in sample.read_text(encoding="utf-8").splitlines():
         if header := re.match(r"#?\[\[?([a-z_.]+)\]\]?$", line):
             section = f"{header[1]}."
         elif setting := SETTING.match(line):
@@ -218,8 +218,17 @@ def sample_settings() -> dict[str, tuple[object, str, bool]]:
     return found
 
 
-FIELDS = {path: field for path, (field, _) in structs(inspect.type_info(AgentConfig)).items()}
-EXAMPLES = {"mqtt.password", "privacy.let_out.name", "privacy.let_out.pattern"}
+def fields(kind: type) -> dict[str, inspect.Field]:
+    return {path: field for path, (field, _) in structs(inspect.type_info(kind)).items()}
+
+
+EXAMPLES = {"mqtt.password", "privacy.let_out.name", "privacy.let_out.pattern", "store_password"}
+SAMPLES = {SAMPLE: AgentConfig, ROOT / "systemd" / "collector.toml": CollectorConfig}
+SETTINGS = [
+    pytest.param(sample, path, field, id=f"{sample.stem}-{path}")
+    for sample, kind in SAMPLES.items()
+    for path, field in fields(kind).items()
+]
 
 
 def test_the_sample_loads():
@@ -241,14 +250,24 @@ def test_the_sample_loads_with_all_that_it_shows(tmp_path):
     assert same == plain
 
 
-def test_the_sample_shows_every_setting_and_no_other():
-    assert set(sample_settings()) - {"source.type"} == set(FIELDS)
+def test_the_collectors_sample_loads_with_and_without_all_that_it_shows(tmp_path):
+    sample = ROOT / "systemd" / "collector.toml"
+    plain = load(sample, CollectorConfig)
+    text = re.sub(r"^#(?=[a-z_]+ = )", "", sample.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    shown = load(written(tmp_path, text), CollectorConfig)
+    assert shown.store_password == "file:/etc/edge-ocr/store-password"
+    mqtt = msgspec.structs.replace(shown.mqtt, password=None)
+    assert msgspec.structs.replace(shown, store_password=None, mqtt=mqtt) == plain
 
 
-@pytest.mark.parametrize("path", FIELDS)
-def test_the_sample_shows_defaults_units_and_ranges(path):
-    field = FIELDS[path]
-    value, remark, only_shown = sample_settings()[path]
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+def test_the_sample_shows_every_setting_and_no_other(sample):
+    assert set(sample_settings(sample)) - {"source.type"} == set(fields(SAMPLES[sample]))
+
+
+@pytest.mark.parametrize(("sample", "path", "field"), SETTINGS)
+def test_the_sample_shows_defaults_units_and_ranges(sample, path, field):
+    value, remark, only_shown = sample_settings(sample)[path]
     assert only_shown is not (field.required and path not in EXAMPLES)
     if not field.required and path not in EXAMPLES:
         default = list(field.default) if isinstance(field.default, tuple) else field.default

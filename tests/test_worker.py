@@ -100,6 +100,15 @@ def test_page_becomes_a_masked_row_and_its_file_is_put_away(bench):
     assert bench.files("done") == ["scan.png"]
 
 
+def test_what_was_read_is_not_in_the_log(bench, caplog):
+    caplog.set_level(logging.INFO)
+    draw(bench.inbox / "scan.png", 7)
+    bench.work_until(lambda: bench.state.accepted == 1)
+    assert "desk: 2 lines" in caplog.text
+    assert "page-0000" not in caplog.text
+    assert "6222" not in caplog.text
+
+
 def test_same_picture_twice_is_one_row(bench):
     draw(bench.inbox / "first.png", 7)
     bench.work_until(lambda: bench.state.accepted == 1)
