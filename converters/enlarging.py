@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from converters.graph import Array, Graph, Links, attribute, names, only, result, set_attribute
+from converters.graph import Graph, Links, attribute, names, only, result, set_attribute
+from converters.params import Array
 from converters.passes import has_weights, repeat
 
 # Of a doubled row or column the first and the second of two output pixels, moved by one: which of two source pixels

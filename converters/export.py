@@ -14,8 +14,9 @@ import numpy as np
 from agent.bundle import Measured, ModelBundle, Target
 from agent.errors import ConfigError, ConversionError, EngineError
 from converters import native
-from converters.graph import Array, Graph
+from converters.graph import Graph
 from converters.model import Model, digest_of, graph_files, open_model, size_of
+from converters.params import Array
 from converters.passes import rewrite
 from converters.recipe import Recipe, load_recipe
 from converters.signature import check_characters, check_output

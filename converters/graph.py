@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import struct
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from agent.errors import ConversionError
+from converters.framework import parse, schema
+from converters.params import NUMBERS, Array, read_params, write_params
 
 MODEL_FILE = "inference.pdmodel"
 PARAMS_FILE = "inference.pdiparams"
 
-# framework.proto, VarType.Type: the kinds a parameter may have, and the kind of variable that holds one.
-_FLOAT32 = 5
-_DTYPES = {0: np.dtype(bool), 2: np.dtype(np.int32), 3: np.dtype(np.int64), _FLOAT32: np.dtype(np.float32)}
-_LOD_TENSOR = 7
+_LOD_TENSOR = 7  # framework.proto, VarType.Type
 # framework.proto, AttrType: the field that holds a value of each type.
 _STRINGS = 5
 _ATTR_FIELDS = {
@@ -38,33 +32,7 @@ _ATTR_FIELDS = {
     15: "float64",
 }
 
-Array = npt.NDArray[Any]
 Value = bool | int | float | str | Sequence[int] | Sequence[float] | Sequence[str]
-
-
-def schema() -> Any:
-    """Return Paddle's protobuf module, loaded by its file: importing paddle takes a second and 300 MB.
-
-    Raises:
-        ConversionError: paddlepaddle is not installed, or is not the version that has it.
-    """
-    found = importlib.util.find_spec("paddle")
-    folders = list(found.submodule_search_locations or []) if found else []
-    file = Path(*folders[:1], "base", "proto", "framework_pb2.py")
-    if not folders or not file.is_file():
-        raise ConversionError("models are read with paddlepaddle's own file format: pip install paddlepaddle==2.6.2")
-    return _load_module("paddle.base.proto.framework_pb2", file)
-
-
-@functools.cache
-def _load_module(name: str, file: Path) -> Any:
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None  # it is a file that exists
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Links:
@@ -109,7 +77,7 @@ class Graph:
             ConversionError: a file is missing, is not a Paddle inference model, or has more than one block.
         """
         program = schema().ProgramDesc()
-        _parse(program, _read(directory, MODEL_FILE), directory / MODEL_FILE)
+        parse(program, _read(directory, MODEL_FILE), directory / MODEL_FILE)
         if len(program.blocks) != 1 or not program.blocks[0].ops:
             raise ConversionError(
                 f"{directory / MODEL_FILE}: expected one block of operators, found {len(program.blocks)}"
@@ -157,11 +125,11 @@ class Graph:
         return Links(self.ops)
 
     def add_param(self, name: str, value: Array) -> str:
-        """Add a float32 parameter under a name that is not yet taken and return that name."""
+        """Add a parameter under a name that is not yet taken and return that name; float64 becomes float32."""
         name = self.add_variable(name, value.shape, like=self.outputs()[0])
+        self.params[name] = value.astype(np.float32) if value.dtype == np.float64 else value
         var = self._var(name)
-        var.persistable, var.type.lod_tensor.tensor.data_type = True, _FLOAT32
-        self.params[name] = value.astype(np.float32)
+        var.persistable, var.type.lod_tensor.tensor.data_type = True, NUMBERS[self.params[name].dtype]
         return name
 
     def add_variable(self, name: str, shape: Sequence[int], *, like: str) -> str:
@@ -328,57 +296,7 @@ def become(
     op.attrs.add(name="op_role_var", type=_STRINGS)
 
 
-# ------------------------------------------------------------------------------------------- parameter file
-
-
-def read_params(raw: bytes, order: Sequence[str], path: Path) -> dict[str, Array]:
-    """Parse a combined parameter file: one serialised LoDTensor per name, in this order.
-
-    Raises:
-        ConversionError: it is damaged, or holds more or less than the names.
-    """
-    params, at = {}, 0
-    for name in order:
-        params[name], at = _read_tensor(raw, at, f"{path}: parameter {name}")
-    if at != len(raw):
-        raise ConversionError(f"{path}: holds {len(raw) - at} bytes more than its program says")
-    return params
-
-
-def _read_tensor(raw: bytes, at: int, what: str) -> tuple[Array, int]:
-    """Return the tensor at an offset and the offset after it.
-
-    Layout (paddle/fluid/framework/lod_tensor.cc): u32 version, u64 LoD levels, u32 tensor version, i32 length,
-    TensorDesc protobuf, raw data.
-    """
-    try:
-        version, levels, tensor_version, length = struct.unpack_from("<IQIi", raw, at)
-    except struct.error as error:
-        raise ConversionError(f"{what}: the file ends before it") from error
-    if version or levels or tensor_version or length < 0:
-        raise ConversionError(f"{what}: unknown layout, or damaged")
-    data = at + 20 + length
-    desc = schema().VarType.TensorDesc()
-    _parse(desc, raw[at + 20 : data], what)
-    if desc.data_type not in _DTYPES:
-        raise ConversionError(f"{what}: data type {desc.data_type} is not float32, int32, int64 or bool")
-    dtype = _DTYPES[desc.data_type]
-    count = int(np.prod(desc.dims, dtype=np.float64))
-    if count < 0 or data + count * dtype.itemsize > len(raw):
-        raise ConversionError(f"{what}: the file ends inside it")
-    value = np.frombuffer(raw, dtype, count, data).reshape(tuple(desc.dims)).copy()
-    return value, data + value.nbytes
-
-
-def write_params(params: Mapping[str, Array]) -> bytes:
-    """Return a combined parameter file: the tensors sorted by name, as Paddle saves them."""
-    chunks = []
-    numbers = {dtype: number for number, dtype in _DTYPES.items()}
-    for name in sorted(params):
-        value = np.ascontiguousarray(params[name]).reshape(params[name].shape)
-        desc = schema().VarType.TensorDesc(data_type=numbers[value.dtype], dims=value.shape).SerializeToString()
-        chunks.append(struct.pack("<IQIi", 0, 0, 0, len(desc)) + desc + value.tobytes())
-    return b"".join(chunks)
+# ------------------------------------------------------------------------------------------- files
 
 
 def _saved_names(program: Any) -> list[str]:
@@ -392,12 +310,3 @@ def _read(directory: Path, file: str) -> bytes:
         raise ConversionError(
             f"{directory / file}: {error.strerror}; a model is {MODEL_FILE} and {PARAMS_FILE}"
         ) from error
-
-
-def _parse(message: Any, raw: bytes, what: object) -> None:
-    from google.protobuf.message import DecodeError
-
-    try:
-        message.ParseFromString(raw)
-    except (DecodeError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{what}: not in Paddle's format, or damaged") from error

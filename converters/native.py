@@ -118,7 +118,8 @@ def list_kernels(source: str, out: str, target: str) -> list[str]:
 
     `out` becomes a directory with the optimised program; the names are in an attribute of each operator.
     """
-    from converters.graph import attribute, schema
+    from converters.framework import schema
+    from converters.graph import attribute
 
     _optimize(source, out, target, "protobuf")
     program = schema().ProgramDesc.FromString(Path(out, "model").read_bytes())

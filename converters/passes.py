@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from converters.graph import Array, Graph, Links, all_inputs, all_outputs, attribute, become, names, only, result
+from converters.graph import Graph, Links, all_inputs, all_outputs, attribute, become, names, only, result
+from converters.params import Array
 
 CONVOLUTIONS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "depthwise_conv2d_transpose")
 MATMULS = ("matmul_v2", "matmul", "mul")

@@ -16,7 +16,7 @@ from agent.bundle import sha256_of
 from agent.errors import ConversionError
 
 _PASSES = ("passes.py", "passes_x86.py", "activations.py", "enlarging.py", "gates.py", "targets.py")
-CODE = ("graph.py", "native.py", "export.py", *_PASSES)
+CODE = ("framework.py", "params.py", "graph.py", "native.py", "export.py", *_PASSES)
 TOOLS = ("paddlepaddle", "paddlelite", "paddle2onnx", "onnxruntime", "numpy")
 
 

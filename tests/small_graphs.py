@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.graph import Graph, become, schema
+from converters.framework import schema
+from converters.graph import Graph, become
 from converters.passes import Pass, rewrite
 
 RNG = np.random.default_rng(3)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from agent.errors import ConversionError
-from converters.graph import MODEL_FILE, PARAMS_FILE, Graph, read_params, write_params
+from converters.graph import MODEL_FILE, PARAMS_FILE, Graph
+from converters.params import read_params, write_params
 from converters.passes import rewrite
 from converters.targets import X86
 from tests.small_graphs import Builder
