@@ -9,6 +9,9 @@ BUNDLE := models/build/ppocr-v4-x86_64-fp32
 RECIPE := models/ppocr-v4.toml
 CONVERT = .venv/bin/edge-ocr convert $(RECIPE) --target x86_64 --precision fp32
 BENCH_ARGS ?=
+# What the converter draws documents with; the tests name what is missing.
+FONTS := fonts-arphic-ukai fonts-arphic-uming fonts-dejavu-core fonts-liberation fonts-wqy-zenhei
+PROGRAMS := mosquitto openssl postgresql strace
 KILLS ?= 1000
 
 help: ## list these targets
@@ -28,7 +31,7 @@ demo: ## set up, convert PP-OCRv4, read samples/, then run agent, broker and col
 
 test: ## set up, lint, check types, run the tests
 	@sh scripts/setup.sh agent convert,onnx,postgres,dev
-	@sh scripts/setup.sh programs mosquitto openssl postgresql strace
+	@sh scripts/setup.sh programs $(PROGRAMS) $(FONTS)
 	@$(MAKE) --no-print-directory lint
 	@test -e $(BUNDLE)/bundle.toml || $(CONVERT)
 	@for target in portable paddle; do test -e models/build/ppocr-v4-$$target-fp32/bundle.toml || \
@@ -44,7 +47,7 @@ bench: ## measure against RapidOCR, installed beside; BENCH_ARGS="..." goes to e
 
 torture: ## kill worker, uplink, collector and broker KILLS=1000 times at random; nothing may be lost
 	@sh scripts/setup.sh agent convert,onnx,postgres,dev
-	@sh scripts/setup.sh programs mosquitto openssl postgresql strace
+	@sh scripts/setup.sh programs $(PROGRAMS)
 	.venv/bin/python -m tests.system.torture --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 lint: ## check style, formatting and types

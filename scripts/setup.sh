@@ -126,9 +126,10 @@ setup_peer() {
     printf '%s\n' "$print" >"$1/.setup"
 }
 
-# has_program PACKAGE: whether its program is there. Debian keeps servers where only root's path looks.
+# has_program PACKAGE: whether its program, or for fonts the package, is there. Debian keeps servers where only root's path looks.
 has_program() {
     case $1 in
+    fonts-*) [ -d "/usr/share/doc/$1" ] ;;
     postgresql) for initdb in /usr/lib/postgresql/*/bin/initdb; do [ -x "$initdb" ] && return; done && return 1 ;;
     *) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
     esac

@@ -37,7 +37,7 @@ LAYERS = (
 )
 """A module imports from the rows above its own only: siblings never import each other."""
 
-CONVERTERS_MAY_IMPORT = {"errors", "page", "bundle", "image", "engines", "reader", "memory"}
+CONVERTERS_MAY_IMPORT = {"errors", "page", "batch", "bundle", "image", "engines", "reader", "memory"}
 RUNTIMES = {"paddle", "paddlelite", "onnxruntime"}
 ONLY_IN = {
     "cv2": {"image", "detect"},
