@@ -64,7 +64,7 @@ def cli() -> None:
 @click.option("--text", "form", flag_value="text", default=True, help="Plain lines (default).")
 @click.option("--overlay", type=click.Path(file_okay=False, path_type=Path), help="Write pictures with boxes there.")
 @click.option("--bundle", type=click.Path(path_type=Path), envvar="EDGE_OCR_BUNDLE", help="Model bundle to use.")
-@click.option("--memory-mb", type=click.IntRange(100, 65536), default=250, show_default=True, help="Memory limit.")
+@click.option("--memory-mb", type=click.IntRange(100, 65536), help="Memory limit. Default: 250, and 110 more a thread.")
 @click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="Processor cores to use.")
 @click.option("--engine", default="auto", show_default=True, help="paddlelite, onnxruntime, paddle or auto.")
 def read(
@@ -72,7 +72,7 @@ def read(
     form: str,
     overlay: Path | None,
     bundle: Path | None,
-    memory_mb: int,
+    memory_mb: int | None,
     threads: int,
     engine: str,
 ) -> int:
@@ -84,6 +84,7 @@ def read(
     from agent.batch import find_pictures, read_files
     from agent.bundle import ModelBundle
     from agent.engines import EngineSettings
+    from agent.memory import DEFAULT_MB, DEFAULT_MB_PER_MATE
     from agent.reader import Reader, ReaderSettings
     from agent.trial import ensure_tried
 
@@ -92,7 +93,8 @@ def read(
         raise InputError(f"no pictures below {', '.join(str(p) for p in paths)}")
     if overlay is not None:
         _make_folder(overlay)
-    settings = ReaderSettings(memory_mb=memory_mb, engine=EngineSettings(engine, threads))
+    limit = memory_mb or DEFAULT_MB + DEFAULT_MB_PER_MATE * (threads - 1)
+    settings = ReaderSettings(memory_mb=limit, engine=EngineSettings(engine, threads))
     verified = ModelBundle.load(bundle or _default_bundle())
     ensure_tried(verified, settings.engine)
     reader = Reader(verified, settings)

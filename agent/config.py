@@ -82,7 +82,7 @@ class ReaderConfig(_Strict, frozen=True):
 
     Attributes:
         bundle: directory of the models.
-        memory_mb: what reading may have resident.
+        memory_mb: what reading may have resident; where it is too little for all threads, fewer read.
         threads: processor cores.
         engine: runtime; "auto" takes the first that is there.
         min_score: lines read with less are dropped.

@@ -185,6 +185,10 @@ class Crew:
         """Resident memory of all processes."""
         return resident_bytes() + sum(mate.resident_bytes for mate in self._mates)
 
+    def dismiss(self) -> None:
+        """End one of the mates, and its memory with it."""
+        self._mates.pop().close()
+
     def run(self, model: ModelName, pictures: Sequence[Pixels], costs: Sequence[int]) -> list[Result]:
         """Run a model over pictures, shared out among the processes; results in the same order.
 

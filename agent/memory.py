@@ -12,6 +12,10 @@ from agent.errors import BudgetError
 
 MB = 1 << 20
 
+DEFAULT_MB = 250
+DEFAULT_MB_PER_MATE = 110
+"""A second process has 65 MB before it reads, and as much in models' buffers as the first."""
+
 # Working memory of the models per input pixel, and besides; x86-64, Paddle Lite with its memory plan. Measured with
 # peak resident memory over input shapes (README, "Memory").
 DET_BYTES_PER_PX = 215

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
 import numpy as np
@@ -16,6 +17,8 @@ from agent.engines import EngineSettings
 from agent.errors import BudgetError
 from agent.mate import Crew
 from agent.page import Frame, PageResult, Pixels, Quad, TextLine
+
+_log = logging.getLogger(__name__)
 
 
 class ReaderSettings(msgspec.Struct, frozen=True):
@@ -29,7 +32,7 @@ class ReaderSettings(msgspec.Struct, frozen=True):
         engine: which runtime, and its threads.
     """
 
-    memory_mb: int = 250
+    memory_mb: int = memory.DEFAULT_MB
     min_score: float = 0.55
     short_side_px: int = 480
     long_side_px: int = 1280
@@ -85,10 +88,26 @@ class Reader:
         self.settings = settings
         self._crew = Crew(bundle, settings.engine)
         try:
-            self.budget = memory.Budget.plan(settings.memory_mb, self._crew.resident_bytes, self._crew.size)
+            self.budget = self._plan()
         except BudgetError:
             self.close()
             raise
+
+    def _plan(self) -> memory.Budget:
+        """Share out the memory; processes go where pictures would have to be kept smaller for their sake."""
+        limit = self.settings.memory_mb
+        alone = memory.Budget.plan(limit, memory.resident_bytes(), 1)
+        while self._crew.size > 1:
+            with suppress(BudgetError):
+                budget = memory.Budget.plan(limit, self._crew.resident_bytes, self._crew.size)
+                if budget.frame_bytes >= alone.frame_bytes:
+                    return budget
+            _log.warning(
+                "a memory limit of %d MB is too small for %d processes without loss: reading with %d; give %d MB more",
+                *(limit, self._crew.size, self._crew.size - 1, memory.DEFAULT_MB_PER_MATE),
+            )
+            self._crew.dismiss()
+        return alone
 
     def close(self) -> None:
         """Give the models back."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent import memory
 from agent.bundle import ModelBundle
 from agent.engines import EngineSettings
 from agent.image import load_frame
@@ -42,6 +43,24 @@ def test_two_processes_read_what_one_reads(bundle_path: Path) -> None:
         assert len(mates(both)) == 1
         assert read(both).lines == read(alone).lines
         assert read(both).lines  # the mate is in order for the next page
+    finally:
+        alone.close()
+        both.close()
+
+
+@pytest.mark.models
+def test_a_second_process_goes_where_pictures_would_be_kept_smaller_for_it(
+    bundle_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle, limit = ModelBundle.load(bundle_path), memory.resident_bytes() // memory.MB + 170
+    alone = Reader(bundle, ReaderSettings(memory_mb=limit))
+    both = Reader(bundle, ReaderSettings(memory_mb=limit, engine=EngineSettings(threads=2)))
+    try:
+        assert not mates(both)
+        assert both.budget.frame_bytes == alone.budget.frame_bytes
+        (record,) = caplog.records
+        assert "too small for 2 processes" in record.message
+        assert read(both).lines
     finally:
         alone.close()
         both.close()
