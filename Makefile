@@ -11,6 +11,7 @@ CONVERT = .venv/bin/edge-ocr convert $(RECIPE) --target x86_64 --precision fp32
 BENCH_ARGS ?=
 # What the converter draws documents with; the tests name what is missing.
 FONTS := fonts-arphic-ukai fonts-arphic-uming fonts-dejavu-core fonts-liberation fonts-wqy-zenhei
+GROUPS := convert,compress,onnx,postgres,dev
 PROGRAMS := mosquitto openssl postgresql strace
 KILLS ?= 1000
 
@@ -30,7 +31,7 @@ demo: ## set up, convert PP-OCRv4, read samples/, then run agent, broker and col
 	.venv/bin/python scripts/demo.py
 
 test: ## set up, lint, check types, run the tests
-	@sh scripts/setup.sh agent convert,onnx,postgres,dev
+	@sh scripts/setup.sh agent $(GROUPS)
 	@sh scripts/setup.sh programs $(PROGRAMS) $(FONTS)
 	@$(MAKE) --no-print-directory lint
 	@test -e $(BUNDLE)/bundle.toml || $(CONVERT)
@@ -46,23 +47,23 @@ bench: ## measure against RapidOCR, installed beside; BENCH_ARGS="..." goes to e
 	.venv/bin/edge-ocr bench $(BENCH_ARGS)
 
 torture: ## kill worker, uplink, collector and broker KILLS=1000 times at random; nothing may be lost
-	@sh scripts/setup.sh agent convert,onnx,postgres,dev
+	@sh scripts/setup.sh agent $(GROUPS)
 	@sh scripts/setup.sh programs $(PROGRAMS)
 	.venv/bin/python -m tests.system.torture --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 lint: ## check style, formatting and types
-	@sh scripts/setup.sh agent convert,onnx,postgres,dev
+	@sh scripts/setup.sh agent $(GROUPS)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 format: ## put the sources into the house's format
-	@sh scripts/setup.sh agent convert,onnx,postgres,dev
+	@sh scripts/setup.sh agent $(GROUPS)
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
 samples: ## draw samples/ anew (needs the fonts of Debian's fonts-noto-cjk)
-	@sh scripts/setup.sh agent convert,onnx,postgres,dev
+	@sh scripts/setup.sh agent $(GROUPS)
 	.venv/bin/python scripts/draw_samples.py
 
 clean: ## remove all that make has made, environments and bundles too

@@ -14,19 +14,22 @@ import numpy as np
 from agent.bundle import Measured, ModelBundle, Target
 from agent.errors import ConfigError, ConversionError, EngineError
 from converters import native
+from converters.compress import Compressed, Compressor
 from converters.graph import Graph
 from converters.model import Model, digest_of, graph_files, open_model, size_of
 from converters.params import Array
 from converters.passes import rewrite
-from converters.recipe import Recipe, load_recipe
+from converters.recipe import Compression, Recipe, load_recipe
 from converters.signature import check_characters, check_output
 from converters.sources import Sources, collect
 from converters.stages import Stages, locked
 from converters.tables import aligned, said
-from converters.targets import PLANS, Plan
+from converters.targets import INT8, PLANS
+from converters.verdict import Candidate, judge, told_verdict, write_report
 from converters.writing import Content, Precision, check_place, write_bundle
 
 BUILD = Path("models/build")
+INT8_TARGETS = ("aarch64", "x86_64")
 _LITE_HOST, _LITE_ARM = "1", "4"  # paddle::lite_api::TargetType
 
 
@@ -36,22 +39,24 @@ class Request(msgspec.Struct, frozen=True):
     Attributes:
         recipe: the recipe file.
         target: the machines the bundle is for.
-        precision: of the weights.
+        precision: of the weights; by default int8 for ARM where the recipe says how, else fp32.
         source: a directory with models of the user's own.
         characters: the dictionary of the user's recogniser.
         output: the bundle's directory; default below `models/build`.
         measured: time the models and print the table.
         force: do every stage again.
+        labels: labelled pictures of the user's own that an int8 bundle is judged on besides drawn ones.
     """
 
     recipe: Path
     target: Target
-    precision: Precision = "fp32"
+    precision: Precision | None = None
     source: Path | None = None
     characters: Path | None = None
     output: Path | None = None
     measured: bool = True
     force: bool = False
+    labels: tuple[Path, ...] = ()
 
 
 def convert(request: Request, say: Callable[[str], None] = print) -> ModelBundle:
@@ -68,17 +73,21 @@ def convert(request: Request, say: Callable[[str], None] = print) -> ModelBundle
         ConversionError: a model is not understood, or the result differs from its source.
     """
     recipe, plan = load_recipe(request.recipe), PLANS[request.target]
-    _check_request(request, plan)
-    label = f"{recipe.name}-{request.target}-{request.precision}"
+    precision = _precision(request, recipe)
+    _check_needs(request.target, (*plan.needs, "paddleslim") if precision == "int8" else plan.needs)
+    label = f"{recipe.name}-{request.target}-{precision}"
     output = request.output or BUILD / label
     check_place(output)
     work = BUILD / ".work" / label
     with locked(work):
-        conversion = _Conversion(request, recipe, plan, Stages(work, say, force=request.force))
+        stages = Stages(work, say, force=request.force)
+        conversion = _Conversion(request, recipe, precision, stages)
         sources = collect(recipe, work / "source", request.source, request.characters)
         for name, model in sources.models.items():
             say(f"{'source ' + name:<14} {model.name}")
         content = conversion.run(sources, work)
+        if recipe.compress is not None and precision == "int8":
+            _judge(request, recipe.compress, content, conversion.compressed, stages, say)
         written = write_bundle(content, output)
     say(f"{'write':<14} {output}")
     for line in table(content.measured) if request.measured else ():
@@ -86,23 +95,61 @@ def convert(request: Request, say: Callable[[str], None] = print) -> ModelBundle
     return written
 
 
-def _check_request(request: Request, plan: Plan) -> None:
-    if request.precision != "fp32":
-        raise ConfigError(f"--precision {request.precision}: not yet; only fp32 bundles are made")
-    missing = [name for name in plan.needs if importlib.util.find_spec(name) is None]
+def _precision(request: Request, recipe: Recipe) -> Precision:
+    """Return the precision to make: int8 pays on ARM only, so that it is the default there alone."""
+    able = recipe.compress is not None and request.target in INT8_TARGETS
+    if request.precision != "int8":
+        return request.precision or ("int8" if able and request.target == "aarch64" else "fp32")
+    if recipe.compress is None:
+        raise ConfigError(f"--precision int8: {request.recipe} has no [compress]; models/ppocr-v4-int8.toml has")
+    if not able:
+        raise ConfigError(f"--precision int8: for {' and '.join(INT8_TARGETS)} only, not {request.target}")
+    return "int8"
+
+
+def _judge(
+    request: Request,
+    settings: Compression,
+    content: Content,
+    compressed: Sequence[Compressed],
+    stages: Stages,
+    say: Callable[[str], None],
+) -> None:
+    """Read labelled pages with the float models and with the int8 ones; refuse a bundle that has lost too much."""
+    plain = msgspec.structs.replace(
+        request, target="x86_64", precision="fp32", output=None, measured=False, force=False
+    )
+    reference = convert(plain, say)
+    work = BUILD / ".work" / f"{content.name}-{content.target}-int8"
+    twins = {model.model: Path(model.twin) for model in compressed}
+    verdict = judge(Candidate(content, twins, reference.path, work), settings, request.labels, stages)
+    report = BUILD / f"{content.name}-{content.target}-int8-report"
+    write_report(report, settings, compressed, verdict)
+    for line in told_verdict(verdict):
+        say(line)
+    say(f"{'report':<14} {report / 'report.md'}")
+    if verdict.failures:
+        raise ConversionError(f"{'; '.join(verdict.failures)}: no bundle is written; see {report / 'report.md'}")
+
+
+def _check_needs(target: str, needs: Sequence[str]) -> None:
+    missing = [name for name in needs if importlib.util.find_spec(name) is None]
     if missing:
         names = " ".join("paddlepaddle" if name == "paddle" else name for name in missing)
-        raise EngineError(f"--target {request.target} needs {names}, which is not installed here: pip install {names}")
+        advice = "scripts/setup.sh agent convert,compress" if missing == ["paddleslim"] else f"pip install {names}"
+        raise EngineError(f"--target {target} needs {names}, which is not installed here: {advice}")
 
 
 class _Conversion:
     """The stages of one request, each on one model."""
 
-    def __init__(self, request: Request, recipe: Recipe, plan: Plan, stages: Stages) -> None:
+    def __init__(self, request: Request, recipe: Recipe, precision: Precision, stages: Stages) -> None:
         self.request = request
         self.recipe = recipe
-        self.plan = plan
+        self.precision = precision
+        self.plan = PLANS[request.target]
         self.stages = stages
+        self.compressed: list[Compressed] = []
 
     def run(self, sources: Sources, work: Path) -> Content:
         """Return what goes into the bundle, checked and measured."""
@@ -115,23 +162,33 @@ class _Conversion:
                 check_characters(sources.characters, model.signature.classes)
         rows = [row for model in models for row in self._convert(model)]
         request, recipe = self.request, self.recipe
-        head = (recipe.name, recipe.version, request.target, request.precision, self.plan.engine)
+        head = (recipe.name, recipe.version, request.target, self.precision, self.plan.engine)
         return Content(*head, models, sources.characters, tuple(rows))
 
     def _convert(self, model: Model) -> list[Measured]:
         """Take one model through its stages and return its rows of the table."""
         self._fold(model)
-        self._build(model)
-        self._refer(model)
-        difference = self._check(model)
+        difference = None
+        if self._is_int8(model):
+            assert self.recipe.compress is not None  # `_precision` has seen to it
+            self.compressed.append(Compressor(self.recipe.compress, self.stages).run(model))
+            self._build(model)
+        else:
+            self._build(model)
+            self._refer(model)
+            difference = self._check(model)
         return self._measure(model, difference) if self.request.measured else []
+
+    def _is_int8(self, model: Model) -> bool:
+        compress = self.recipe.compress
+        return self.precision == "int8" and compress is not None and model.name in compress.models
 
     def _fold(self, model: Model) -> None:
         """Write the rewritten graph."""
 
         def action() -> dict[str, int]:
             graph = Graph.load(model.source.directory)
-            counts = rewrite(graph, self.plan.passes)
+            counts = rewrite(graph, INT8 if self._is_int8(model) else self.plan.passes)
             self._check_operators(graph, model)
             graph.save(model.folded)
             return {name: count for name, count in counts.items() if count}
@@ -139,7 +196,7 @@ class _Conversion:
         def told(counts: dict[str, int]) -> str:
             return f"{sum(counts.values())} rewrites"
 
-        inputs = [model.sha256, self.request.target]
+        inputs = [model.sha256, self.request.target, self._is_int8(model)]
         self.stages.run(f"fold {model.name}", inputs, graph_files(model.folded), action, told)
 
     def _check_operators(self, graph: Graph, model: Model) -> None:
@@ -155,18 +212,20 @@ class _Conversion:
 
     def _build(self, model: Model) -> None:
         """Write the files of the target's runtime."""
+        source = model.ready(self.request.target) if self._is_int8(model) else model.folded
 
         def action() -> int:
             if self.plan.engine == "paddlelite":
-                self._build_lite(model.name, model.folded, model.built[0], plan=True)
+                # The memory plan gives wrong numbers in int8.
+                self._build_lite(model.name, source, model.built[0], plan=not self._is_int8(model))
             elif self.plan.engine == "onnxruntime":
                 native.run("build_onnx", model.name, source=model.folded, out=model.built[0])
             else:
-                for source, file in zip(graph_files(model.folded), model.built, strict=True):
-                    shutil.copyfile(source, file)
+                for folded, file in zip(graph_files(model.folded), model.built, strict=True):
+                    shutil.copyfile(folded, file)
             return size_of(model.built)
 
-        inputs = [digest_of(graph_files(model.folded)), self.request.target]
+        inputs = [digest_of(graph_files(source)), self.request.target]
         self.stages.run(f"build {model.name}", inputs, model.built, action, lambda size: f"{size / 1e6:.1f} MB")
 
     def _build_lite(self, name: str, source: Path, file: Path, *, plan: bool) -> None:
@@ -210,7 +269,7 @@ class _Conversion:
             )
         return largest
 
-    def _measure(self, model: Model, largest: float) -> list[Measured]:
+    def _measure(self, model: Model, largest: float | None) -> list[Measured]:
         """Return two rows: what a user has without this converter, and the bundle."""
         engine, source = self._plain(model)
         shape, inputs = model.shapes()[-1], [digest_of([*source, *model.built]), model.shapes()[-1]]
@@ -221,7 +280,7 @@ class _Conversion:
             return [before, after, self._plain_difference(model, engine, source)]
 
         before, after, plain = _NOT_MEASURED
-        if self.request.target != "aarch64":
+        if self.request.target != "aarch64" and not self._is_int8(model):
             before, after, plain = self.stages.run(f"measure {model.name}", inputs, [], action, _told_times)
         return [
             Measured(model.name, "source", engine, shape, size_of(source), **before, max_difference=plain),

@@ -48,6 +48,10 @@ class Model(msgspec.Struct, frozen=True):
         """Directory of the rewritten graph."""
         return self.work / "folded"
 
+    def ready(self, target: str) -> Path:
+        """Return the directory of the int8 graph for a machine."""
+        return self.work / "int8" / target
+
     @property
     def built(self) -> list[Path]:
         """The files that go into the bundle."""

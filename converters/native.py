@@ -6,6 +6,7 @@ the last line that was said, and the other is kept quiet. It also makes memory t
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import statistics
@@ -28,12 +29,13 @@ LITE_TARGETS = {"x86_64": "x86", "aarch64": "arm"}
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(job: str, model: str = "", **arguments: object) -> Any:
+def run(job: str, model: str = "", *, timeout_s: float = TIMEOUT_S, **arguments: object) -> Any:
     """Run a job in a new process and return what it returned (anything JSON can hold).
 
     Args:
-        job: a key of `JOBS`.
+        job: a key of `JOBS`, or "module.function" of another module of the converters.
         model: what to call the model in an error.
+        timeout_s: it must be done by then.
         arguments: of the job.
 
     Raises:
@@ -46,11 +48,11 @@ def run(job: str, model: str = "", **arguments: object) -> Any:
             env={**os.environ, "PYTHONPATH": path, "GLOG_minloglevel": "2"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise ConversionError(f"{job} {model}".rstrip() + f": not done after {TIMEOUT_S} s") from error
+        raise ConversionError(f"{job} {model}".rstrip() + f": not done after {timeout_s:g} s") from error
     if ended.returncode:
         said = ended.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         how = f"signal {-ended.returncode}" if ended.returncode < 0 else f"status {ended.returncode}"
@@ -218,12 +220,18 @@ JOBS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _elsewhere(job: str) -> Callable[..., Any]:
+    module, function = job.split(".")
+    found: Callable[..., Any] = getattr(importlib.import_module(f"converters.{module}"), function)
+    return found
+
+
 def main(job: str, arguments: str) -> None:
     """Do one job; its result is the only thing on standard output."""
     answer = os.dup(1)
     os.dup2(2, 1)  # the native libraries print where they like
     try:
-        result = JOBS[job](**json.loads(arguments))
+        result = (JOBS.get(job) or _elsewhere(job))(**json.loads(arguments))
     except (AgentError, ImportError, RuntimeError, ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
     os.write(answer, json.dumps(result).encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -75,6 +75,52 @@ class ClassifierSection(_Section, frozen=True, forbid_unknown_fields=True, kw_on
 Section = DetectorSection | RecognizerSection | ClassifierSection
 
 
+class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an int8 bundle may lose against the float one; else it is not written.
+
+    Attributes:
+        char_f1: mean drop over the sets of labelled pages.
+        worst_char_f1: drop on any one of them.
+        car: mean drop of the character accuracy of labelled lines.
+        bytes: of all models together.
+    """
+
+    char_f1: _Share
+    worst_char_f1: _Share
+    car: _Share
+    bytes: _Positive
+
+
+class Compression(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a recipe's models become int8.
+
+    Attributes:
+        models: those that become int8; the others stay in float.
+        seed: of the pictures that are drawn.
+        windows: pictures that calibrate the detector.
+        window_px: their sides.
+        lines: pictures that calibrate the recogniser and the direction classifier.
+        line_px: width of the recogniser's.
+        percentile: share of an activation's values that its scale covers.
+        float_share: a layer stays in float when it alone makes more than this share of all layers' errors.
+        max_mismatch: largest difference between the built model and its simulation, as a share of what int8 changes.
+        pages: labelled pages that are drawn for the gate.
+        gate: what may be lost.
+    """
+
+    models: Annotated[tuple[Literal["det", "rec", "cls"], ...], msgspec.Meta(min_length=1)]
+    seed: Annotated[int, msgspec.Meta(ge=0)]
+    windows: _Positive
+    window_px: Annotated[int, msgspec.Meta(ge=32, multiple_of=32)]
+    lines: _Positive
+    line_px: Annotated[int, msgspec.Meta(ge=32, multiple_of=32)]
+    percentile: Annotated[float, msgspec.Meta(gt=0.9, le=1.0)]
+    float_share: _Share
+    max_mismatch: _Share
+    pages: _Positive
+    gate: Gate
+
+
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of `models/<name>.toml`."""
 
@@ -85,6 +131,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     det: DetectorSection
     rec: RecognizerSection
     cls: ClassifierSection | None = None
+    compress: Compression | None = None
 
     def sections(self) -> dict[str, Section]:
         """Return the models this recipe makes, by name."""
@@ -92,21 +139,28 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read and check a recipe.
+    """Read and check a recipe; `base` names another whose settings it takes where it has none of its own.
 
     Raises:
         ConfigError: missing, not TOML, or a key is unknown, absent or out of range; the message names it.
     """
-    try:
-        raw = msgspec.toml.decode(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; a recipe is a file such as models/ppocr-v4.toml") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
+    raw = _decode(path)
+    if isinstance(base := raw.pop("base", None), str):
+        raw = {**_decode(path.parent / base), **raw}
     try:
         return msgspec.convert(raw, Recipe)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {_explain(str(error), raw)}") from error
+
+
+def _decode(path: Path) -> dict[str, Any]:
+    try:
+        raw: dict[str, Any] = msgspec.toml.decode(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; a recipe is a file such as models/ppocr-v4.toml") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    return raw
 
 
 def _explain(message: str, raw: object) -> str:

@@ -15,9 +15,10 @@ from typing import Any
 from agent.bundle import sha256_of
 from agent.errors import ConversionError
 
-_PASSES = ("passes.py", "passes_x86.py", "activations.py", "enlarging.py", "gates.py", "targets.py")
+_PASSES = ("passes.py", "passes_x86.py", "passes_int8.py", "activations.py", "enlarging.py", "gates.py", "targets.py")
 CODE = ("framework.py", "params.py", "graph.py", "native.py", "export.py", *_PASSES)
-TOOLS = ("paddlepaddle", "paddlelite", "paddle2onnx", "onnxruntime", "numpy")
+_COMPRESS = ("quantize.py", "calibrate.py", "agreement.py", "compress.py")
+TOOLS = ("paddlepaddle", "paddleslim", "paddlelite", "paddle2onnx", "onnxruntime", "numpy")
 
 
 class Stages:
@@ -90,7 +91,7 @@ def tool_versions() -> dict[str, str]:
 def _setup() -> list[object]:
     """Return what every stage depends on: the converter's code and its tools."""
     here = Path(__file__).parent
-    return [[sha256_of(here / file) for file in CODE if (here / file).exists()], tool_versions()]
+    return [[sha256_of(here / file) for file in (*CODE, *_COMPRESS) if (here / file).exists()], tool_versions()]
 
 
 def _read_stamp(stamp: Path) -> dict[str, Any] | None:

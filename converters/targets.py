@@ -18,6 +18,7 @@ from converters.passes import (
     merge_scales,
     scalars_to_scale,
 )
+from converters.passes_int8 import convolve_last_matmul, part_hard_swish
 from converters.passes_x86 import delay_shuffles, shuffle_transposed_convolutions, split_uneven_strides
 
 COMMON: tuple[Pass, ...] = (
@@ -44,6 +45,10 @@ X86: tuple[Pass, ...] = (
     shuffle_transposed_convolutions,
     delay_shuffles,
 )
+INT8: tuple[Pass, ...] = (*COMMON, convolve_last_matmul)
+"""Before scales are found: both machines get the same graph, and so the same integers."""
+INT8_X86: tuple[Pass, ...] = (part_hard_swish,)
+"""After that, for x86 alone."""
 
 
 class Plan(msgspec.Struct, frozen=True):

@@ -113,6 +113,10 @@ setup_agent() {
     say "Installing the agent${1:+ with $1} into .venv"
     # The variable, unlike the option, also binds what the build backend pulls in.
     PIP_CONSTRAINT=constraints.txt .venv/bin/python -m pip install -q -e ".${1:+[$1]}" </dev/null
+    # PaddleSlim without what it asks for: OpenCV's GUI build, which would take the headless one's place.
+    case ,${1:-}, in
+    *,compress,*) PIP_CONSTRAINT=constraints.txt .venv/bin/python -m pip install -q --no-deps paddleslim </dev/null ;;
+    esac
     printf '%s\n' "$print" >"$stamp"
 }
 

@@ -184,11 +184,6 @@ def test_an_operator_that_paddle_lite_lacks_is_named(place, tmp_path):
         converted(place, source=tmp_path)
 
 
-def test_int8_is_not_yet(place):
-    with pytest.raises(ConfigError, match="int8: not yet"):
-        converted(place, precision="int8")
-
-
 def test_a_missing_package_is_named_with_what_to_install(place, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r"needs paddlepaddle paddlelite.*pip install"):

@@ -1,0 +1,132 @@
+"""Calibration with PaddleSlim: what each activation's 127 steps stand for. Runs in a process of its own (`native`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from converters.graph import MODEL_FILE, PARAMS_FILE
+from converters.quantize import QUANTIZED
+
+Tensors = npt.NDArray[np.float32]
+
+
+def draw(kind: str, seed: int, count: int, size: int, out: str, first: int = 0) -> int:
+    """Draw inputs of the detector ("det") or the recogniser into a file, uint8 (N, H, W, 3) BGR; returns how many.
+
+    Args:
+        kind: of model.
+        seed: of the dataset.
+        count: how many.
+        size: side of the detector's windows, or width of the recogniser's lines, in pixels.
+        out: an `.npy` file.
+        first: index of the first.
+    """
+    from converters.dataset import Dataset
+    from converters.drawing import find_fonts
+
+    dataset = Dataset(seed, find_fonts())
+    take = dataset.det_input if kind == "det" else dataset.rec_input
+    np.save(out, np.stack([take(first + index, size) for index in range(count)]))
+    return count
+
+
+def tensors(pictures: npt.NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> Tensors:
+    """Return float32 (N, 3, H, W) of (pixel / 255 - mean) / std for uint8 (N, H, W, 3)."""
+    scaled = (pictures.astype(np.float32) / 255 - np.array(mean, np.float32)) / np.array(std, np.float32)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def calibrate(
+    source: str, pictures: str, mean: Sequence[float], std: Sequence[float], percentile: float, out: str
+) -> int:
+    """Write the scale of every activation that a convolution reads, as JSON; returns how many.
+
+    Args:
+        source: directory with a Paddle inference model.
+        pictures: an `.npy` file, uint8 (N, H, W, 3).
+        mean: of pixel / 255, per plane.
+        std: likewise.
+        percentile: share of an activation's values, in a histogram, that the scale covers.
+        out: the file to write.
+    """
+    import paddle
+
+    inputs = tensors(np.load(pictures), mean, std)
+    paddle.enable_static()
+    executor = paddle.static.Executor(paddle.CPUPlace())
+    program, feeds, _ = _load(source, executor)
+    loader = paddle.io.DataLoader(
+        _Inputs(inputs),
+        feed_list=[program.global_block().var(feeds[0])],
+        batch_size=1,
+        return_list=False,
+        places=paddle.CPUPlace(),
+    )
+    with TemporaryDirectory() as work:
+        _quantize(executor, source, work, loader, percentile, len(inputs))
+        scales = _scales(executor, work)
+    Path(out).write_text(json.dumps(scales, sort_keys=True), encoding="utf-8")
+    return len(scales)
+
+
+class _Inputs:
+    """What Paddle's loader wants of a dataset."""
+
+    def __init__(self, inputs: Tensors) -> None:
+        self._inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __getitem__(self, index: int) -> Tensors:
+        picture: Tensors = self._inputs[index]
+        return picture
+
+
+def _load(directory: str, executor: Any) -> Any:
+    import paddle
+
+    names = {"model_filename": MODEL_FILE, "params_filename": PARAMS_FILE}
+    return paddle.static.load_inference_model(directory, executor, **names)
+
+
+def _quantize(executor: Any, source: str, out: str, loader: Any, percentile: float, count: int) -> None:
+    from paddleslim.quant import quant_post_static
+
+    quant_post_static(
+        executor,
+        model_dir=source,
+        quantize_model_path=out,
+        data_loader=loader,
+        model_filename=MODEL_FILE,
+        params_filename=PARAMS_FILE,
+        save_model_filename=MODEL_FILE,
+        save_params_filename=PARAMS_FILE,
+        batch_size=1,
+        batch_nums=count,
+        algo="hist",
+        hist_percent=percentile,
+        quantizable_op_type=list(QUANTIZED),
+        weight_quantize_type="channel_wise_abs_max",
+        activation_quantize_type="moving_average_abs_max",
+        onnx_format=True,
+    )
+
+
+def _scales(executor: Any, directory: str) -> dict[str, float]:
+    """Return the scales that PaddleSlim has written: of activations that are read, not of those only observed."""
+    import paddle
+
+    block, found = _load(directory, executor)[0].global_block(), {}
+    for op in block.ops:
+        if op.type == "quantize_linear" and not (op.has_attr("only_observer") and op.attr("only_observer")):
+            scale = np.array(paddle.static.global_scope().find_var(op.input("Scale")[0]).get_tensor())
+            found[op.input("X")[0]] = float(scale.reshape(-1)[0])
+    return found

@@ -1,0 +1,172 @@
+"""Convolutions in int8: scales in, a graph with QuantizeLinear and DequantizeLinear around each of them out.
+
+The arithmetic is symmetric: an activation has one scale, filters have one per output channel. Paddle writes such graphs
+itself after calibration or training; this module does it from the scales alone, so that the same scales serve graphs
+with another choice of layers, and so that the filters' scales suit the kernels (`filter_scales`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from converters.graph import Graph, Value, only, result
+from converters.params import Array
+from converters.passes import has_weights
+
+STEPS = 127
+"""An int8 value is -127..127 of a scale's steps; -128 is not used."""
+
+_PAIR = 128
+"""Two neighbouring filter values add up to no more than this: see `filter_scales`."""
+
+QUANTIZED = ("conv2d", "depthwise_conv2d")
+"""Operators that can run in int8."""
+_LINEAR: dict[str, Value] = {"bit_length": 8, "round_type": 0, "qmin": -128, "qmax": 127, "is_test": True}
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """A convolution that can run in int8.
+
+    Attributes:
+        name: the variable it writes.
+        kind: its operator.
+        source: the variable it reads.
+        shape: of its filters, (out, in / groups, h, w).
+    """
+
+    name: str
+    kind: str
+    source: str
+    shape: tuple[int, ...]
+
+    @property
+    def weights(self) -> int:
+        """Number of its filters' values."""
+        return int(np.prod(self.shape))
+
+
+def layers_of(graph: Graph) -> tuple[Layer, ...]:
+    """Return the convolutions that can run in int8, in order.
+
+    Those that read a picture of one pixel, as in squeeze-and-excitation, are left out: Paddle Lite's int8 kernel for
+    x86 gives wrong numbers there, and they have next to no share in the time.
+    """
+    return tuple(
+        Layer(result(op), op.type, only(op, "Input"), graph.params[only(op, "Filter")].shape)
+        for op in graph.ops
+        if op.type in QUANTIZED and has_weights(graph, op) and not _is_pixel(graph, only(op, "Input"))
+    )
+
+
+def _is_pixel(graph: Graph, name: str) -> bool:
+    return graph.shape(name)[2:] == [1, 1]
+
+
+def filter_scales(filters: Array, kind: str) -> npt.NDArray[np.float32]:
+    """Return the scale of each output channel: what 127 steps stand for.
+
+    Not simply the largest value. Paddle Lite's int8 kernels for x86 multiply activations, moved up to 0..255, with
+    two neighbouring filter values and add the products in 16 bits, which overflow without a word when the two values
+    are together above 128 steps. Scales that keep every pair below that make both machines compute the same integers,
+    and cost a quarter of a bit. Pairs are neighbours in memory; depthwise kernels pair values in another order, so
+    that there the two largest count.
+
+    Args:
+        filters: float32 (out, in / groups, h, w).
+        kind: the operator.
+    """
+    largest = np.abs(filters).max(axis=(1, 2, 3)).astype(np.float64)
+    largest[largest == 0.0] = 1.0
+    steps = filters.reshape(len(filters), -1) / largest[:, None] * STEPS
+    pairs = _two_largest(steps) if kind.startswith("depthwise") else _largest_pair(steps)
+    scales: npt.NDArray[np.float32] = (largest * np.maximum(1.0, pairs / _PAIR)).astype(np.float32)
+    return scales
+
+
+def _two_largest(steps: Array) -> Array:
+    if steps.shape[1] < 2:
+        return np.zeros(len(steps))
+    two: Array = np.sort(np.abs(steps), axis=1)[:, -2:].sum(axis=1)
+    return two
+
+
+def _largest_pair(steps: Array) -> Array:
+    """Return the largest sum, of one sign, of values 2 i and 2 i + 1."""
+    even = np.pad(steps, ((0, 0), (0, steps.shape[1] % 2))).reshape(len(steps), -1, 2)
+    up, down = (np.clip(sign * even, 0, None).sum(axis=2) for sign in (1, -1))
+    largest: Array = np.maximum(up, down).max(axis=1)
+    return largest
+
+
+def quantize(graph: Graph, activations: Mapping[str, float], layers: Collection[Layer], *, train: bool = False) -> int:
+    """Put convolutions of a graph into int8, in place; returns how many.
+
+    Args:
+        graph: a graph of float32.
+        activations: for the variables that layers read, what 127 steps stand for. Layers that read others stay.
+        layers: which of `layers_of`.
+        train: keep the filters in float32 and quantise them as the graph runs, so that they can be trained.
+    """
+    wanted = {layer.name for layer in layers if activations.get(layer.source, 0.0) > 0.0}
+    ready: dict[str, str] = {}
+    ops: list[Any] = []
+    for op in list(graph.ops):
+        if op.type in QUANTIZED and result(op) in wanted:
+            source = only(op, "Input")
+            if source not in ready:
+                ready[source] = _add_activation(graph, ops, source, activations[source])
+            filters = (_add_trained_filter if train else _add_filter)(graph, ops, op)
+            for slot in op.inputs:
+                if slot.parameter in ("Input", "Filter"):
+                    slot.arguments[:] = [ready[source] if slot.parameter == "Input" else filters]
+        ops.append(op)
+    graph.replace_ops(ops)
+    return len(wanted)
+
+
+def _add_activation(graph: Graph, ops: list[Any], name: str, scale: float) -> str:
+    """Add the operators that round an activation to int8 and back; returns the rounded one."""
+    numbers = _numbers(graph, name, np.array([scale], np.float32))
+    whole, rounded = (graph.add_variable(f"{name}.{word}", graph.shape(name), like=name) for word in ("int8", "back"))
+    ops.append(graph.new_op("quantize_linear", {"X": [name], **numbers}, {"Y": [whole]}, quant_axis=-1, **_LINEAR))
+    ops.append(graph.new_op("dequantize_linear", {"X": [whole], **numbers}, {"Y": [rounded]}, quant_axis=-1, **_LINEAR))
+    return rounded
+
+
+def _add_filter(graph: Graph, ops: list[Any], op: Any) -> str:
+    """Store an operator's filters as int8 and add the operator that reads them; returns what it writes."""
+    name, filters = only(op, "Filter"), graph.params[only(op, "Filter")]
+    scales = filter_scales(filters, op.type)
+    steps = np.clip(np.rint(filters / scales[:, None, None, None] * STEPS), -STEPS, STEPS).astype(np.int8)
+    whole = graph.add_param(f"{name}.int8", steps)
+    return _read_filter(graph, ops, whole, _numbers(graph, whole, scales), filters)
+
+
+def _add_trained_filter(graph: Graph, ops: list[Any], op: Any) -> str:
+    """Add the operators that round an operator's filters to int8 and back; returns the rounded ones."""
+    name, filters = only(op, "Filter"), graph.params[only(op, "Filter")]
+    numbers = _numbers(graph, name, filter_scales(filters, op.type))
+    whole = graph.add_variable(f"{name}.int8", filters.shape, like=graph.outputs()[0])
+    ops.append(graph.new_op("quantize_linear", {"X": [name], **numbers}, {"Y": [whole]}, quant_axis=0, **_LINEAR))
+    return _read_filter(graph, ops, whole, numbers, filters)
+
+
+def _read_filter(graph: Graph, ops: list[Any], whole: str, numbers: dict[str, list[str]], filters: Array) -> str:
+    rounded = graph.add_variable(f"{whole}.back", filters.shape, like=graph.outputs()[0])
+    ops.append(graph.new_op("dequantize_linear", {"X": [whole], **numbers}, {"Y": [rounded]}, quant_axis=0, **_LINEAR))
+    return rounded
+
+
+def _numbers(graph: Graph, name: str, scales: Array) -> dict[str, list[str]]:
+    """Add scales and zero points, which are 0, as parameters; returns the slots that take them."""
+    zero = graph.add_param(f"{name}{ZERO}", np.zeros(len(scales), np.int32))
+    return {"Scale": [graph.add_param(f"{name}{SCALE}", scales)], "ZeroPoint": [zero]}
+
+
+SCALE, ZERO = "@scale", "@zero"
+"""Ends of the names of scales and zero points."""
