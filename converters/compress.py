@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from agent.errors import ConversionError
 from converters import native
 from converters.graph import Graph
 from converters.model import Model, digest_of, graph_files
 from converters.passes import rewrite
-from converters.quantize import layers_of, quantize
+from converters.quantize import Filters, Layer, layers_of, quantize
 from converters.recipe import ClassifierSection, Compression
+from converters.rounding import bias_of
 from converters.stages import Stages
 from converters.targets import INT8_X86
 
@@ -77,6 +79,8 @@ class Compressor:
         self._draw(model)
         self._scale(model)
         kept = self._choose(model)
+        if model.name in self._settings.rounded:
+            self._round(model, kept)
         counts = self._quantize(model, kept)
         self._build_twin(model)
         agreed = self._agree(model)
@@ -153,22 +157,36 @@ class Compressor:
         )
         return dict(kept)
 
+    def _round(self, model: Model, kept: dict[str, float]) -> None:
+        """Round filters by their effect on each layer's output."""
+        arguments = {"source": model.folded, "scales": _scales(model), "pictures": _pictures(model), "kept": [*kept]}
+        arguments |= {"count": self._settings.rounded_on, "out": _filters(model), **_numbers(model)}
+        self._stages.run(
+            f"round {model.name}",
+            [_digest(model), digest_of([_scales(model), _pictures(model)]), kept, self._settings.rounded_on],
+            [_filters(model)],
+            lambda: native.run("rounding.round_layers", model.name, timeout_s=TIMEOUT_S, **arguments),
+            lambda left: f"{max(left.values(), default=0.0):.1%} of a layer's output lost at most",
+        )
+
     def _quantize(self, model: Model, kept: dict[str, float]) -> dict[str, int]:
         """Write the int8 graphs."""
+        rounded = model.name in self._settings.rounded
         outputs = [file for target in ("aarch64", "x86_64") for file in graph_files(model.ready(target))]
 
         def action() -> dict[str, int]:
             scales = json.loads(_scales(model).read_text(encoding="utf-8"))
             graph = Graph.load(model.folded)
             wanted = [layer for layer in layers_of(graph) if layer.name not in kept]
-            count = quantize(graph, scales, wanted)
+            filters = _use_rounded(graph, wanted, _filters(model)) if rounded else {}
+            count = quantize(graph, scales, wanted, filters)
             graph.save(model.ready("aarch64"))
             small, large = _weights(graph)
             rewrite(graph, INT8_X86)
             graph.save(model.ready("x86_64"))
             return {"layers": count, "int8_weights": small, "float_weights": large}
 
-        inputs = [_digest(model), digest_of([_scales(model)]), kept]
+        inputs = [_digest(model), digest_of([_scales(model), *([_filters(model)] if rounded else [])]), kept]
         stage = f"quantise {model.name}"
         return dict(self._stages.run(stage, inputs, outputs, action, lambda counts: f"{counts['layers']} layers"))
 
@@ -247,6 +265,21 @@ def kernel_counts(kernels: list[str]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def _use_rounded(graph: Graph, layers: list[Layer], file: Path) -> dict[str, Filters]:
+    """Return the filters that `rounding` has left in a file, and add to the biases what it asks for."""
+    found = {}
+    with np.load(file) as archive:
+        for layer in layers:
+            if f"{layer.name}.steps" in archive:
+                found[layer.name] = Filters(archive[f"{layer.name}.steps"], archive[f"{layer.name}.scales"])
+                bias = bias_of(graph, layer)
+                if bias:
+                    value = graph.params[bias]
+                    shift = archive[f"{layer.name}.shift"].reshape(value.shape)
+                    graph.params[bias] = (value + shift).astype(np.float32)
+    return found
+
+
 def _drawing_code() -> str:
     here = Path(__file__).parent
     return digest_of([here / "dataset.py", *sorted((here / "drawing").glob("*.*"))])
@@ -281,6 +314,10 @@ def _checked(model: Model) -> Path:
 
 def _scales(model: Model) -> Path:
     return model.work / "scales.json"
+
+
+def _filters(model: Model) -> Path:
+    return model.work / "filters.npz"
 
 
 def _twin(model: Model) -> Path:

@@ -21,7 +21,7 @@ from converters.passes import has_weights
 STEPS = 127
 """An int8 value is -127..127 of a scale's steps; -128 is not used."""
 
-_PAIR = 128
+PAIR = 128
 """Two neighbouring filter values add up to no more than this: see `filter_scales`."""
 
 QUANTIZED = ("conv2d", "depthwise_conv2d")
@@ -48,6 +48,13 @@ class Layer(msgspec.Struct, frozen=True):
     def weights(self) -> int:
         """Number of its filters' values."""
         return int(np.prod(self.shape))
+
+
+class Filters(msgspec.Struct, frozen=True):
+    """A layer's filters: int8 (out, in / groups, h, w), and float32 (out,), what 127 steps stand for."""
+
+    steps: Array
+    scales: Array
 
 
 def layers_of(graph: Graph) -> tuple[Layer, ...]:
@@ -83,9 +90,14 @@ def filter_scales(filters: Array, kind: str) -> npt.NDArray[np.float32]:
     largest = np.abs(filters).max(axis=(1, 2, 3)).astype(np.float64)
     largest[largest == 0.0] = 1.0
     steps = filters.reshape(len(filters), -1) / largest[:, None] * STEPS
-    pairs = _two_largest(steps) if kind.startswith("depthwise") else _largest_pair(steps)
-    scales: npt.NDArray[np.float32] = (largest * np.maximum(1.0, pairs / _PAIR)).astype(np.float32)
+    pairs = largest_pairs(steps, kind)
+    scales: npt.NDArray[np.float32] = (largest * np.maximum(1.0, pairs / PAIR)).astype(np.float32)
     return scales
+
+
+def largest_pairs(steps: Array, kind: str) -> Array:
+    """Return the largest sum of two values that a kernel adds up, for each row of (out, values)."""
+    return _two_largest(steps) if kind.startswith("depthwise") else _largest_pair(steps)
 
 
 def _two_largest(steps: Array) -> Array:
@@ -103,14 +115,19 @@ def _largest_pair(steps: Array) -> Array:
     return largest
 
 
-def quantize(graph: Graph, activations: Mapping[str, float], layers: Collection[Layer], *, train: bool = False) -> int:
+def quantize(
+    graph: Graph,
+    activations: Mapping[str, float],
+    layers: Collection[Layer],
+    filters: Mapping[str, Filters] | None = None,
+) -> int:
     """Put convolutions of a graph into int8, in place; returns how many.
 
     Args:
         graph: a graph of float32.
         activations: for the variables that layers read, what 127 steps stand for. Layers that read others stay.
         layers: which of `layers_of`.
-        train: keep the filters in float32 and quantise them as the graph runs, so that they can be trained.
+        filters: of layers, by name, where they are not simply to be rounded.
     """
     wanted = {layer.name for layer in layers if activations.get(layer.source, 0.0) > 0.0}
     ready: dict[str, str] = {}
@@ -120,10 +137,11 @@ def quantize(graph: Graph, activations: Mapping[str, float], layers: Collection[
             source = only(op, "Input")
             if source not in ready:
                 ready[source] = _add_activation(graph, ops, source, activations[source])
-            filters = (_add_trained_filter if train else _add_filter)(graph, ops, op)
+            given = (filters or {}).get(result(op)) or _nearest(graph.params[only(op, "Filter")], op.type)
+            rounded = _add_filter(graph, ops, op, given)
             for slot in op.inputs:
                 if slot.parameter in ("Input", "Filter"):
-                    slot.arguments[:] = [ready[source] if slot.parameter == "Input" else filters]
+                    slot.arguments[:] = [ready[source] if slot.parameter == "Input" else rounded]
         ops.append(op)
     graph.replace_ops(ops)
     return len(wanted)
@@ -138,26 +156,17 @@ def _add_activation(graph: Graph, ops: list[Any], name: str, scale: float) -> st
     return rounded
 
 
-def _add_filter(graph: Graph, ops: list[Any], op: Any) -> str:
+def _nearest(filters: Array, kind: str) -> Filters:
+    scales = filter_scales(filters, kind)
+    steps = np.clip(np.rint(filters / scales[:, None, None, None] * STEPS), -STEPS, STEPS)
+    return Filters(steps.astype(np.int8), scales)
+
+
+def _add_filter(graph: Graph, ops: list[Any], op: Any, filters: Filters) -> str:
     """Store an operator's filters as int8 and add the operator that reads them; returns what it writes."""
-    name, filters = only(op, "Filter"), graph.params[only(op, "Filter")]
-    scales = filter_scales(filters, op.type)
-    steps = np.clip(np.rint(filters / scales[:, None, None, None] * STEPS), -STEPS, STEPS).astype(np.int8)
-    whole = graph.add_param(f"{name}.int8", steps)
-    return _read_filter(graph, ops, whole, _numbers(graph, whole, scales), filters)
-
-
-def _add_trained_filter(graph: Graph, ops: list[Any], op: Any) -> str:
-    """Add the operators that round an operator's filters to int8 and back; returns the rounded ones."""
-    name, filters = only(op, "Filter"), graph.params[only(op, "Filter")]
-    numbers = _numbers(graph, name, filter_scales(filters, op.type))
-    whole = graph.add_variable(f"{name}.int8", filters.shape, like=graph.outputs()[0])
-    ops.append(graph.new_op("quantize_linear", {"X": [name], **numbers}, {"Y": [whole]}, quant_axis=0, **_LINEAR))
-    return _read_filter(graph, ops, whole, numbers, filters)
-
-
-def _read_filter(graph: Graph, ops: list[Any], whole: str, numbers: dict[str, list[str]], filters: Array) -> str:
-    rounded = graph.add_variable(f"{whole}.back", filters.shape, like=graph.outputs()[0])
+    whole = graph.add_param(f"{only(op, 'Filter')}.int8", filters.steps)
+    numbers = _numbers(graph, whole, filters.scales)
+    rounded = graph.add_variable(f"{whole}.back", filters.steps.shape, like=graph.outputs()[0])
     ops.append(graph.new_op("dequantize_linear", {"X": [whole], **numbers}, {"Y": [rounded]}, quant_axis=0, **_LINEAR))
     return rounded
 

@@ -96,6 +96,8 @@ class Compression(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         models: those that become int8; the others stay in float.
+        rounded: those of them whose filters are rounded by their effect (`converters.rounding`), not to the nearest.
+        rounded_on: pictures that this looks at.
         seed: of the pictures that are drawn.
         windows: pictures that calibrate the detector.
         window_px: their sides.
@@ -109,6 +111,8 @@ class Compression(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     models: Annotated[tuple[Literal["det", "rec", "cls"], ...], msgspec.Meta(min_length=1)]
+    rounded: tuple[Literal["det", "rec", "cls"], ...]
+    rounded_on: _Positive
     seed: Annotated[int, msgspec.Meta(ge=0)]
     windows: _Positive
     window_px: Annotated[int, msgspec.Meta(ge=32, multiple_of=32)]

@@ -17,7 +17,7 @@ from agent.errors import ConversionError
 
 _PASSES = ("passes.py", "passes_x86.py", "passes_int8.py", "activations.py", "enlarging.py", "gates.py", "targets.py")
 CODE = ("framework.py", "params.py", "graph.py", "native.py", "export.py", *_PASSES)
-_COMPRESS = ("quantize.py", "calibrate.py", "agreement.py", "compress.py")
+_COMPRESS = ("quantize.py", "calibrate.py", "agreement.py", "rounding.py", "compress.py")
 TOOLS = ("paddlepaddle", "paddleslim", "paddlelite", "paddle2onnx", "onnxruntime", "numpy")
 
 

@@ -109,6 +109,7 @@ class Proxy:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0.01)  # an aborted transport closes its socket in the loop's next rounds
 
     def _abort(self) -> None:
         self.cuts += len(self._open) // 2

@@ -22,6 +22,8 @@ SMALL = """
 base = "small.toml"
 [compress]
 models = ["det", "rec"]
+rounded = ["det"]
+rounded_on = 2
 seed = 1
 windows = 3
 window_px = 64

@@ -6,7 +6,8 @@ from hypothesis.extra import numpy as arrays
 
 from converters.graph import Graph, attribute, only
 from converters.passes_int8 import convolve_last_matmul, part_hard_swish
-from converters.quantize import STEPS, filter_scales, layers_of, quantize
+from converters.quantize import STEPS, Layer, filter_scales, largest_pairs, layers_of, quantize
+from converters.rounding import Rounded, patches, round_layer
 from tests.small_graphs import Builder, Paddle, kinds, small_recognizer
 
 
@@ -156,3 +157,76 @@ def test_hard_swish_in_parts_is_the_same(paddle):
     gate = next(op for op in graph.ops if op.type == "hard_sigmoid")
     assert attribute(gate, "slope") == pytest.approx(1 / 6)
     assert np.abs(paddle.run(graph, picture) - before).max() < 1e-5
+
+
+# ------------------------------------------------------------------------------------------------ rounding
+
+
+def layer_of(filters: np.ndarray, kind: str = "conv2d") -> Layer:
+    return Layer("y", kind, "x", filters.shape)
+
+
+def seen(rng: np.random.Generator, groups: int, values: int) -> np.ndarray:
+    """Return correlated inputs, (places, groups, values)."""
+    mix = rng.normal(size=(groups, values, values))
+    return np.einsum("pgv,gvw->pgw", rng.normal(size=(400, groups, values)), mix) + 1.0
+
+
+def output_error(filters: np.ndarray, kind: str, groups: int, x: np.ndarray, rounded: Rounded) -> tuple[float, float]:
+    """Return the mean squared error of the output: rounded to the nearest, and as given."""
+    flat = filters.reshape(groups, -1, x.shape[2]).astype(np.float64)
+    wanted = np.einsum("pgv,gov->pgo", x, flat)
+    errors = []
+    scales = filter_scales(filters, kind)
+    nearest = np.rint(filters / scales[:, None, None, None] * STEPS), scales
+    for steps, scale in (nearest, (rounded.steps, rounded.scales)):
+        made = np.einsum("pgv,gov->pgo", x, (steps * scale[:, None, None, None] / STEPS).reshape(flat.shape))
+        error = wanted - made
+        errors.append(float(((error - error.mean(axis=0)) ** 2).mean()))
+    return errors[0], errors[1]
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "depthwise_conv2d"])
+def test_rounding_by_effect_keeps_the_output_better_than_the_nearest(kind):
+    rng = np.random.default_rng(5)
+    groups, shape = (6, (6, 1, 3, 3)) if kind == "depthwise_conv2d" else (1, (6, 4, 3, 3))
+    filters = rng.normal(size=shape).astype(np.float32)
+    x = seen(rng, groups, shape[1] * 9)
+    rounded = round_layer(filters, layer_of(filters, kind), x, x)
+    nearest, own = output_error(filters, kind, groups, x, rounded)
+    assert own < 0.8 * nearest
+    assert rounded.left < 0.01
+    assert largest_pairs(rounded.steps.reshape(len(filters), -1).astype(float), kind).max() <= 129
+
+
+def test_bias_takes_what_the_mean_has_lost():
+    rng = np.random.default_rng(5)
+    filters = rng.normal(size=(4, 3, 1, 1)).astype(np.float32)
+    x = seen(rng, 1, 3)
+    rounded = round_layer(filters, layer_of(filters), x, x + 0.5)
+    made = np.einsum("pgv,ov->po", x + 0.5, (rounded.steps * rounded.scales[:, None, None, None] / STEPS)[:, :, 0, 0])
+    wanted = np.einsum("pgv,ov->po", x, filters[:, :, 0, 0])
+    assert np.abs((made + rounded.shift - wanted).mean(axis=0)).max() < 1e-6
+
+
+def test_filters_move_to_make_up_for_what_the_input_has_lost():
+    rng = np.random.default_rng(5)
+    filters = rng.normal(size=(4, 3, 1, 1)).astype(np.float32)
+    x = seen(rng, 1, 3)
+    rounded = round_layer(filters, layer_of(filters), x, 0.8 * x)
+    back = (rounded.steps * rounded.scales[:, None, None, None] / STEPS).reshape(4, 3)
+    wanted, made = np.einsum("pgv,ov->po", x, filters[:, :, 0, 0]), np.einsum("pgv,ov->po", 0.8 * x, back)
+    assert (wanted - made).std(axis=0).max() < 0.05 * wanted.std(axis=0).min()
+    assert rounded.left < 0.002, "0.04 without"
+
+
+def test_patches_are_what_the_convolution_sees():
+    build = Builder()
+    conv = build.conv(build.input(1, 2, 6, 5), build.param(3, 2, 3, 3), paddings=[1, 1], strides=[2, 1])
+    graph = build.graph(conv)
+    (layer,) = layers_of(graph)
+    picture = np.arange(60, dtype=np.float32).reshape(1, 2, 6, 5)
+    found = patches(picture, graph.ops[1], layer)
+    assert found.shape == (3 * 5, 1, 18)
+    wide = np.pad(picture, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    assert (found[7, 0] == wide[0, :, 2:5, 2:5].reshape(-1)).all()

@@ -1,0 +1,245 @@
+"""Filters rounded so that each layer's output stays, not each weight; layer by layer, on what int8 has left so far.
+
+For a layer with filters w, inputs x in float and z as the layers before it, already in int8, give them: first the float
+filters are moved to those that make w x from z best (least squares), then they are rounded so that the output on z
+changes least, which is a quadratic form in the rounding error (Nagel et al. 2020, "Up or Down?"; Frantar et al. 2022,
+"GPTQ"), by coordinate descent over the integers. What is left of the mean goes into the bias. Runs in a process of its
+own (`native`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from converters.calibrate import tensors
+from converters.graph import MODEL_FILE, PARAMS_FILE, Graph, attribute, only, result
+from converters.params import Array
+from converters.quantize import PAIR, STEPS, Layer, filter_scales, largest_pairs, layers_of, quantize
+
+PATCHES = 8000
+"""Places of a layer's input that are looked at."""
+WIDE = 1500
+"""Layers whose filters have more values are not moved by least squares: there are too few places for them."""
+DAMPING = 0.01
+GRID = (1.0, 1.1)
+"""Scales that are tried, as multiples of `filter_scales`."""
+SWEEPS = 6
+_BATCH = 16
+
+Floats = npt.NDArray[np.float64]
+
+
+class Rounded(msgspec.Struct, frozen=True):
+    """A layer's filters in int8.
+
+    Attributes:
+        steps: int8 (out, in / groups, h, w).
+        scales: float32 (out,), what 127 steps stand for.
+        shift: float64 (out,), what its bias must grow by.
+        left: variance of the output's error, as a share of the output's.
+    """
+
+    steps: Array
+    scales: Array
+    shift: Array
+    left: float
+
+
+def round_layers(
+    source: str,
+    scales: str,
+    pictures: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    count: int,
+    kept: Sequence[str],
+    out: str,
+) -> dict[str, float]:
+    """Round every layer that is not kept in float; returns what is left of error in each.
+
+    Args:
+        source: directory of the model in float.
+        scales: file of the activations' scales.
+        pictures: an `.npy` file, uint8 (N, H, W, 3); the first `count` are used.
+        mean: of pixel / 255, per plane.
+        std: likewise.
+        count: of pictures.
+        kept: names of the layers that stay in float.
+        out: an `.npz` file; for each layer `NAME.steps`, `NAME.scales` and `NAME.shift`.
+    """
+    activations = msgspec.json.decode(Path(scales).read_bytes(), type=dict[str, float])
+    inputs = tensors(np.load(pictures)[:count], mean, std)
+    plain = Graph.load(Path(source))
+    layers = [layer for layer in layers_of(plain) if layer.name not in kept and activations.get(layer.source)]
+    coarse = Graph.load(Path(source))
+    quantize(coarse, activations, layers)
+    before, after = _Program(plain), _Program(coarse)
+    saved: dict[str, Array] = {}
+    left: dict[str, float] = {}
+    for layer in layers:
+        op = next(op for op in plain.ops if result(op) == layer.name)
+        read = next(only(op, "Input") for op in coarse.ops if result(op) == layer.name)
+        rows = [
+            patches(program.run(name, inputs), op, layer) for program, name in ((before, layer.source), (after, read))
+        ]
+        rounded = round_layer(plain.params[only(op, "Filter")], layer, *rows)
+        after.put(coarse, layer, rounded)
+        saved |= {f"{layer.name}.{key}": getattr(rounded, key) for key in ("steps", "scales", "shift")}
+        left[layer.name] = rounded.left
+    np.savez(out, **saved)
+    return left
+
+
+class _Program:
+    """A graph in Paddle, of which any variable can be had, and whose parameters can be changed."""
+
+    def __init__(self, graph: Graph) -> None:
+        import paddle
+
+        paddle.enable_static()
+        self._paddle = paddle
+        self._scope, self._executor = paddle.static.Scope(), paddle.static.Executor(paddle.CPUPlace())
+        with TemporaryDirectory() as work, paddle.static.scope_guard(self._scope):
+            graph.save(Path(work))
+            self._program, self._feeds, _ = paddle.static.load_inference_model(
+                work, self._executor, model_filename=MODEL_FILE, params_filename=PARAMS_FILE
+            )
+
+    def run(self, name: str, inputs: Array) -> Array:
+        """Return a variable for a batch of inputs."""
+        parts = []
+        with self._paddle.static.scope_guard(self._scope):
+            for start in range(0, len(inputs), _BATCH):
+                feed = {self._feeds[0]: inputs[start : start + _BATCH]}
+                parts += self._executor.run(self._program, feed=feed, fetch_list=[name], use_prune=True)
+        return np.concatenate(parts)
+
+    def put(self, graph: Graph, layer: Layer, rounded: Rounded) -> None:
+        """Give a layer other filters, and another bias."""
+        op = next(op for op in graph.ops if result(op) == layer.name)
+        reader = next(other for other in graph.ops if only(other, "Y", out=True) == only(op, "Filter"))
+        self._set(only(reader, "X"), rounded.steps)
+        self._set(only(reader, "Scale"), rounded.scales)
+        bias = bias_of(graph, layer)
+        if bias:
+            tensor = np.array(self._scope.find_var(bias).get_tensor())
+            self._set(bias, (tensor + rounded.shift.reshape(tensor.shape)).astype(np.float32))
+
+    def _set(self, name: str, value: Array) -> None:
+        self._scope.find_var(name).get_tensor().set(value, self._paddle.CPUPlace())
+
+
+def bias_of(graph: Graph, layer: Layer) -> str:
+    """Return the parameter that is added to a layer's output per channel and to nothing else; "" for none."""
+    readers = [op for op in graph.ops if layer.name in (only(op, "X"), only(op, "Y"))]
+    name = only(readers[0], "Y") if len(readers) == 1 and readers[0].type == "elementwise_add" else ""
+    shared = sum(only(op, "Y") == name for op in graph.ops) > 1
+    return name if name in graph.params and graph.params[name].size == layer.shape[0] and not shared else ""
+
+
+def patches(values: Array, op: Any, layer: Layer) -> Floats:
+    """Return what a layer's filters see at some places of its input, always the same ones for one shape.
+
+    Args:
+        values: float32 (N, C, H, W).
+        op: the convolution.
+        layer: the same.
+
+    Returns:
+        float64 (places, C, h * w) for depthwise layers, (places, 1, C * h * w) for others.
+    """
+    pads, strides = attribute(op, "paddings"), attribute(op, "strides")
+    top, side = (pads[0], pads[1]) if len(pads) == 2 else (pads[0], pads[2])
+    wide = np.pad(values, ((0, 0), (0, 0), (top, top), (side, side)))
+    view = np.lib.stride_tricks.sliding_window_view(wide, layer.shape[2:], axis=(2, 3))  # type: ignore[call-overload]
+    view = view[:, :, :: strides[0], :: strides[1]]
+    places = view.shape[0] * view.shape[2] * view.shape[3]
+    chosen = np.sort(np.random.default_rng(0).choice(places, min(places, PATCHES), replace=False))
+    picture, row, column = np.unravel_index(chosen, (view.shape[0], *view.shape[2:4]))
+    seen: Floats = view[picture, :, row, column].astype(np.float64)
+    return seen.reshape(len(seen), seen.shape[1] if layer.kind == "depthwise_conv2d" else 1, -1)
+
+
+def round_layer(filters: Array, layer: Layer, before: Floats, after: Floats) -> Rounded:
+    """Return a layer's filters in int8.
+
+    Args:
+        filters: float32 (out, in / groups, h, w).
+        layer: which.
+        before: what it sees in float, (places, groups, values).
+        after: what it sees in int8.
+    """
+    groups = before.shape[1]
+    flat = filters.reshape(groups, -1, after.shape[2]).astype(np.float64)  # (groups, out per group, values)
+    wanted = np.einsum("pgv,gov->pgo", before, flat)
+    middle = after.mean(axis=0)
+    centred = np.ascontiguousarray((after - middle).transpose(1, 0, 2))  # (groups, places, values)
+    moments = centred.transpose(0, 2, 1) @ centred / len(after)
+    moments += (
+        np.eye(moments.shape[1])
+        * (DAMPING * np.trace(moments, axis1=1, axis2=2) / moments.shape[1] + 1e-9)[:, None, None]
+    )
+    target = flat
+    if after.shape[2] < WIDE:
+        missing = wanted - np.einsum("pgv,gov->pgo", after, flat)
+        missing -= missing.mean(axis=0)
+        cross = centred.transpose(0, 2, 1) @ missing.transpose(1, 0, 2) / len(after)  # (groups, values, out)
+        target = flat + np.linalg.solve(moments, cross).transpose(0, 2, 1)
+    base = filter_scales(target.reshape(filters.shape).astype(np.float32), layer.kind).astype(np.float64)
+    steps, scales = _best(target, base.reshape(groups, -1) / STEPS, moments, layer)
+    rounded = steps * scales[:, :, None]
+    made = np.einsum("pgv,gov->pgo", after, rounded)
+    shift = wanted.mean(axis=0) - made.mean(axis=0)
+    left = float(((wanted - made - shift) ** 2).mean() / max(1e-12, wanted.var(axis=0).mean()))
+    return Rounded(
+        steps.reshape(filters.shape).astype(np.int8),
+        (scales.reshape(-1) * STEPS).astype(np.float32),
+        shift.reshape(-1),
+        left,
+    )
+
+
+def _best(target: Floats, base: Floats, moments: Floats, layer: Layer) -> tuple[Floats, Floats]:
+    """Return the integers and step sizes with the smallest error, of those whose pairs cannot overflow."""
+    steps, scales = np.clip(np.rint(target / base[:, :, None]), -STEPS, STEPS), base.copy()
+    least = np.full(base.shape, np.inf)
+    for factor in GRID:
+        tried = descend(target, factor * base, moments)
+        error = target - tried * (factor * base)[:, :, None]
+        cost = np.einsum("gov,gvw,gow->go", error, moments, error, optimize=True)
+        pairs = largest_pairs(tried.reshape(-1, tried.shape[2]), layer.kind).reshape(base.shape)
+        better = np.where(pairs > PAIR, np.inf, cost) < least
+        steps[better], scales[better], least[better] = tried[better], (factor * base)[better], cost[better]
+    return steps, scales
+
+
+def descend(target: Floats, scales: Floats, moments: Floats) -> Floats:
+    """Return integers near target / scales that make the quadratic form of the error small: one value at a time.
+
+    Args:
+        target: (groups, out, values).
+        scales: (groups, out), the size of a step.
+        moments: (groups, values, values), second moments of the inputs.
+    """
+    steps = np.clip(np.rint(target / scales[:, :, None]), -STEPS, STEPS)
+    pull = (target - steps * scales[:, :, None]) @ moments  # (groups, out, values)
+    for _ in range(SWEEPS):
+        changed = False
+        for value in range(target.shape[2]):
+            wish = steps[:, :, value] + pull[:, :, value] / moments[:, value, value, None] / scales
+            new = np.clip(np.rint(wish), -STEPS, STEPS)
+            move = (new - steps[:, :, value]) * scales
+            if move.any():
+                changed = True
+                steps[:, :, value] = new
+                pull -= move[:, :, None] * moments[:, None, value]
+        if not changed:
+            break
+    return steps
