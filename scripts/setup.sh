@@ -133,7 +133,7 @@ setup_peer() {
 # has_program PACKAGE: whether its program, or for fonts the package, is there. Debian keeps servers where only root's path looks.
 has_program() {
     case $1 in
-    fonts-*) [ -d "/usr/share/doc/$1" ] ;;
+    fonts-*) dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' ;;
     postgresql) for initdb in /usr/lib/postgresql/*/bin/initdb; do [ -x "$initdb" ] && return; done && return 1 ;;
     *) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
     esac
