@@ -109,6 +109,23 @@ def test_a_second_conversion_does_nothing_again(place, bundle):
     assert not [line for line in lines if " s  " in line]
 
 
+def test_int8_for_x86_on_request_holds_the_same_integers(place, bundle, tmp_path):
+    made, _ = converted(place, target="x86_64", precision="int8", output=tmp_path / "out")
+    assert (made.manifest.precision, made.manifest.target) == ("int8", "x86_64")
+    works = [place / "build" / ".work" / f"ppocr-v4-{target}-int8" / "det" for target in ("x86_64", "aarch64")]
+    stored = [
+        {
+            name: value.tobytes()
+            for name, value in Graph.load(work / "int8" / target).params.items()
+            if value.itemsize == 1
+        }
+        for work in works
+        for target in ("x86_64", "aarch64")
+    ]
+    assert stored[0]
+    assert all(other == stored[0] for other in stored)
+
+
 def test_a_layer_that_makes_most_of_the_error_stays_in_float(place, bundle, tmp_path, monkeypatch):
     recipe = place / "careful.toml"
     recipe.write_text(SMALL.replace("float_share = 1.0", "float_share = 0.4"), encoding="utf-8")
