@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.graph import Graph, Links, all_inputs, all_outputs, attribute, become, names, only, result
+from converters.graph import Graph, Links, Value, all_inputs, all_outputs, attribute, become, names, only, result
 from converters.params import Array
 
 CONVOLUTIONS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "depthwise_conv2d_transpose")
@@ -23,6 +23,16 @@ MATMULS = ("matmul_v2", "matmul", "mul")
 _FLOAT32 = 5  # framework.proto, VarType.Type
 
 Pass = Callable[[Graph], int]
+
+PLAIN_CONVOLUTION: dict[str, Value] = {
+    "strides": [1, 1],
+    "paddings": [0, 0],
+    "dilations": [1, 1],
+    "groups": 1,
+    "padding_algorithm": "EXPLICIT",
+    "data_format": "NCHW",
+}
+"""Attributes of a convolution of one pixel, with nothing around it."""
 
 
 def rewrite(graph: Graph, passes: Sequence[Pass]) -> dict[str, int]:

@@ -6,17 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from converters.graph import Graph, Links, Value, attribute, names, only, result
-from converters.passes import repeat
-
-_POINTWISE: dict[str, Value] = {
-    "strides": [1, 1],
-    "paddings": [0, 0],
-    "dilations": [1, 1],
-    "groups": 1,
-    "padding_algorithm": "EXPLICIT",
-    "data_format": "NCHW",
-}
+from converters.graph import Graph, Links, attribute, names, only, result
+from converters.passes import PLAIN_CONVOLUTION, repeat
 
 
 def convolve_last_matmul(graph: Graph) -> int:
@@ -70,7 +61,7 @@ def _convolution(graph: Graph, matmul: Any, add: Any, source: str) -> list[Any]:
     flat = graph.add_variable(f"{target}.flat", [-1, weights.shape[1], -1], like=source)
     shapes = [graph.add_variable(f"{target}.{word}", [0], like=source) for word in ("shape", "turn")]
     return [
-        graph.new_op("conv2d", {"Input": [source], "Filter": [filters]}, {"Output": [summed]}, **_POINTWISE),
+        graph.new_op("conv2d", {"Input": [source], "Filter": [filters]}, {"Output": [summed]}, **PLAIN_CONVOLUTION),
         graph.new_op("elementwise_add", {"X": [summed], "Y": names(add, "Y")}, {"Out": [biased]}, axis=1),
         graph.new_op("squeeze2", {"X": [biased]}, {"Out": [flat], "XShape": shapes[:1]}, axes=[2]),
         graph.new_op("transpose2", {"X": [flat]}, {"Out": [target], "XShape": shapes[1:]}, axis=[0, 2, 1]),

@@ -6,7 +6,7 @@ from typing import Any
 
 from converters.enlarging import reshaping
 from converters.graph import Graph, Links, Value, attribute, become, names, only, result, set_attribute
-from converters.passes import adds_per_channel, has_weights, repeat
+from converters.passes import PLAIN_CONVOLUTION, adds_per_channel, has_weights, repeat
 
 
 def split_uneven_strides(graph: Graph) -> int:
@@ -84,21 +84,11 @@ def shuffle_transposed_convolutions(graph: Graph) -> int:
         name = graph.add_param(f"{out}.filters", filters)
         flat = graph.add_variable(f"{out}.flat", [graph.length(out, 0), len(filters), -1, -1], like=out)
         slots = {"Input": [source], "Filter": [name]}
-        conv = graph.new_op("conv2d", slots, {"Output": [flat]}, **_PLAIN_CONVOLUTION)
+        conv = graph.new_op("conv2d", slots, {"Output": [flat]}, **PLAIN_CONVOLUTION)
         graph.replace(op, [conv, graph.new_op("pixel_shuffle", {"X": [flat]}, {"Out": [out]}, upscale_factor=size)])
         return True
 
     return repeat(graph, attempt)
-
-
-_PLAIN_CONVOLUTION: dict[str, Value] = {
-    "strides": [1, 1],
-    "paddings": [0, 0],
-    "dilations": [1, 1],
-    "groups": 1,
-    "padding_algorithm": "EXPLICIT",
-    "data_format": "NCHW",
-}
 
 
 def _square_window(graph: Graph, op: Any) -> int:
