@@ -61,7 +61,7 @@ def calibrate(
     inputs = tensors(np.load(pictures), mean, std)
     paddle.enable_static()
     executor = paddle.static.Executor(paddle.CPUPlace())
-    program, feeds, _ = _load(source, executor)
+    program, feeds, _ = load_program(source, executor)
     loader = paddle.io.DataLoader(
         _Inputs(inputs),
         feed_list=[program.global_block().var(feeds[0])],
@@ -90,7 +90,8 @@ class _Inputs:
         return picture
 
 
-def _load(directory: str, executor: Any) -> Any:
+def load_program(directory: str, executor: Any) -> Any:
+    """Return a saved model's program, the names of its inputs, and its outputs; parameters go into Paddle's scope."""
     import paddle
 
     names = {"model_filename": MODEL_FILE, "params_filename": PARAMS_FILE}
@@ -124,7 +125,7 @@ def _scales(executor: Any, directory: str) -> dict[str, float]:
     """Return the scales that PaddleSlim has written: of activations that are read, not of those only observed."""
     import paddle
 
-    block, found = _load(directory, executor)[0].global_block(), {}
+    block, found = load_program(directory, executor)[0].global_block(), {}
     for op in block.ops:
         if op.type == "quantize_linear" and not (op.has_attr("only_observer") and op.attr("only_observer")):
             scale = np.array(paddle.static.global_scope().find_var(op.input("Scale")[0]).get_tensor())

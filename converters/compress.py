@@ -100,16 +100,20 @@ class Compressor:
 
     def _draw(self, model: Model) -> None:
         """Draw pictures to calibrate on, and a few others to look at the result on."""
-        settings, (count, size) = self._settings, self._count_and_size(model)
-        for what, number, first in (("draw", count, 0), ("draw more", CHECKED * _times(model), _FIRST_CHECKED)):
-            out = _pictures(model) if what == "draw" else _checked(model)
-            arguments = {"kind": model.name, "seed": settings.seed, "count": number, "size": size, "first": first}
+        count, size = self._count_and_size(model)
+        self._draw_some(f"draw {model.name}", model, _pictures(model), count=count, size=size, first=0)
+        more = CHECKED * _times(model)
+        self._draw_some(f"draw more {model.name}", model, _checked(model), count=more, size=size, first=_FIRST_CHECKED)
 
-            def action(arguments: dict[str, Any] = arguments, out: Path = out) -> int:
-                return int(native.run("calibrate.draw", model.name, timeout_s=TIMEOUT_S, out=out, **arguments))
-
-            inputs = [arguments, _drawing_code()]
-            self._stages.run(f"{what} {model.name}", inputs, [out], action, lambda drawn: f"{drawn} pictures")
+    def _draw_some(self, stage: str, model: Model, out: Path, **which: int) -> None:
+        arguments = {"kind": model.name, "seed": self._settings.seed, **which}
+        self._stages.run(
+            stage,
+            [arguments, _drawing_code()],
+            [out],
+            lambda: native.run("calibrate.draw", model.name, timeout_s=TIMEOUT_S, out=out, **arguments),
+            lambda drawn: f"{drawn} pictures",
+        )
 
     def _count_and_size(self, model: Model) -> tuple[int, int]:
         settings = self._settings

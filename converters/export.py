@@ -20,6 +20,7 @@ from converters.model import Model, digest_of, graph_files, open_model, size_of
 from converters.params import Array
 from converters.passes import rewrite
 from converters.recipe import Compression, Recipe, load_recipe
+from converters.scores import load_labels
 from converters.signature import check_characters, check_output
 from converters.sources import Sources, collect
 from converters.stages import Stages, locked
@@ -75,24 +76,30 @@ def convert(request: Request, say: Callable[[str], None] = print) -> ModelBundle
     recipe, plan = load_recipe(request.recipe), PLANS[request.target]
     precision = _precision(request, recipe)
     _check_needs(request.target, (*plan.needs, "paddleslim") if precision == "int8" else plan.needs)
-    label = f"{recipe.name}-{request.target}-{precision}"
+    label = _label(recipe.name, request.target, precision)
+    for file in request.labels:
+        load_labels(file)  # before the work of minutes, not after it
     output = request.output or BUILD / label
     check_place(output)
     work = BUILD / ".work" / label
     with locked(work):
-        stages = Stages(work, say, force=request.force)
-        conversion = _Conversion(request, recipe, precision, stages)
+        conversion = _Conversion(request, recipe, precision, Stages(work, say, force=request.force))
         sources = collect(recipe, work / "source", request.source, request.characters)
         for name, model in sources.models.items():
             say(f"{'source ' + name:<14} {model.name}")
         content = conversion.run(sources, work)
         if recipe.compress is not None and precision == "int8":
-            _judge(request, recipe.compress, content, conversion.compressed, stages, say)
+            _judge(request, recipe.compress, content, conversion, say)
         written = write_bundle(content, output)
     say(f"{'write':<14} {output}")
     for line in table(content.measured) if request.measured else ():
         say(line)
     return written
+
+
+def _label(name: str, target: str, precision: str) -> str:
+    """Return what a bundle, and all that is kept of its making, is called below `BUILD`."""
+    return f"{name}-{target}-{precision}"
 
 
 def _precision(request: Request, recipe: Recipe) -> Precision:
@@ -111,8 +118,7 @@ def _judge(
     request: Request,
     settings: Compression,
     content: Content,
-    compressed: Sequence[Compressed],
-    stages: Stages,
+    conversion: _Conversion,
     say: Callable[[str], None],
 ) -> None:
     """Read labelled pages with the float models and with the int8 ones; refuse a bundle that has lost too much."""
@@ -120,10 +126,12 @@ def _judge(
         request, target="x86_64", precision="fp32", output=None, measured=False, force=False
     )
     reference = convert(plain, say)
-    work = BUILD / ".work" / f"{content.name}-{content.target}-int8"
+    label, compressed = _label(content.name, content.target, content.precision), conversion.compressed
     twins = {model.model: Path(model.twin) for model in compressed}
-    verdict = judge(Candidate(content, twins, reference.path, work), settings, request.labels, stages)
-    report = BUILD / f"{content.name}-{content.target}-int8-report"
+    verdict = judge(
+        Candidate(content, twins, reference.path, BUILD / ".work" / label), settings, request.labels, conversion.stages
+    )
+    report = BUILD / f"{label}-report"
     write_report(report, settings, compressed, verdict)
     for line in told_verdict(verdict):
         say(line)

@@ -95,6 +95,12 @@ def filter_scales(filters: Array, kind: str) -> npt.NDArray[np.float32]:
     return scales
 
 
+def whole_steps(steps: Array) -> Array:
+    """Return the nearest whole numbers of steps that int8 holds, still as floats."""
+    whole: Array = np.clip(np.rint(steps), -STEPS, STEPS)
+    return whole
+
+
 def largest_pairs(steps: Array, kind: str) -> Array:
     """Return the largest sum of two values that a kernel adds up, for each row of (out, values)."""
     return _two_largest(steps) if kind.startswith("depthwise") else _largest_pair(steps)
@@ -158,7 +164,7 @@ def _add_activation(graph: Graph, ops: list[Any], name: str, scale: float) -> st
 
 def _nearest(filters: Array, kind: str) -> Filters:
     scales = filter_scales(filters, kind)
-    steps = np.clip(np.rint(filters / scales[:, None, None, None] * STEPS), -STEPS, STEPS)
+    steps = whole_steps(filters / scales[:, None, None, None] * STEPS)
     return Filters(steps.astype(np.int8), scales)
 
 

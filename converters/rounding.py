@@ -18,10 +18,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from converters.calibrate import tensors
-from converters.graph import MODEL_FILE, PARAMS_FILE, Graph, attribute, only, result
+from converters.calibrate import load_program, tensors
+from converters.graph import Graph, attribute, only, result
 from converters.params import Array
-from converters.quantize import PAIR, STEPS, Layer, filter_scales, largest_pairs, layers_of, quantize
+from converters.quantize import PAIR, STEPS, Layer, filter_scales, largest_pairs, layers_of, quantize, whole_steps
 
 PATCHES = 8000
 """Places of a layer's input that are looked at."""
@@ -108,9 +108,7 @@ class _Program:
         self._scope, self._executor = paddle.static.Scope(), paddle.static.Executor(paddle.CPUPlace())
         with TemporaryDirectory() as work, paddle.static.scope_guard(self._scope):
             graph.save(Path(work))
-            self._program, self._feeds, _ = paddle.static.load_inference_model(
-                work, self._executor, model_filename=MODEL_FILE, params_filename=PARAMS_FILE
-            )
+            self._program, self._feeds, _ = load_program(work, self._executor)
 
     def run(self, name: str, inputs: Array) -> Array:
         """Return a variable for a batch of inputs."""
@@ -208,7 +206,7 @@ def round_layer(filters: Array, layer: Layer, before: Floats, after: Floats) -> 
 
 def _best(target: Floats, base: Floats, moments: Floats, layer: Layer) -> tuple[Floats, Floats]:
     """Return the integers and step sizes with the smallest error, of those whose pairs cannot overflow."""
-    steps, scales = np.clip(np.rint(target / base[:, :, None]), -STEPS, STEPS), base.copy()
+    steps, scales = whole_steps(target / base[:, :, None]), base.copy()
     least = np.full(base.shape, np.inf)
     for factor in GRID:
         tried = descend(target, factor * base, moments)
@@ -228,13 +226,13 @@ def descend(target: Floats, scales: Floats, moments: Floats) -> Floats:
         scales: (groups, out), the size of a step.
         moments: (groups, values, values), second moments of the inputs.
     """
-    steps = np.clip(np.rint(target / scales[:, :, None]), -STEPS, STEPS)
+    steps = whole_steps(target / scales[:, :, None])
     pull = (target - steps * scales[:, :, None]) @ moments  # (groups, out, values)
     for _ in range(SWEEPS):
         changed = False
         for value in range(target.shape[2]):
             wish = steps[:, :, value] + pull[:, :, value] / moments[:, value, value, None] / scales
-            new = np.clip(np.rint(wish), -STEPS, STEPS)
+            new = whole_steps(wish)
             move = (new - steps[:, :, value]) * scales
             if move.any():
                 changed = True

@@ -16,8 +16,8 @@ from agent.bundle import sha256_of
 from agent.errors import ConversionError
 
 _PASSES = ("passes.py", "passes_x86.py", "passes_int8.py", "activations.py", "enlarging.py", "gates.py", "targets.py")
-CODE = ("framework.py", "params.py", "graph.py", "native.py", "export.py", *_PASSES)
-_COMPRESS = ("quantize.py", "calibrate.py", "agreement.py", "rounding.py", "compress.py")
+_INT8 = ("quantize.py", "calibrate.py", "agreement.py", "rounding.py", "compress.py")
+CODE = ("framework.py", "params.py", "graph.py", "native.py", "export.py", *_PASSES, *_INT8)
 TOOLS = ("paddlepaddle", "paddleslim", "paddlelite", "paddle2onnx", "onnxruntime", "numpy")
 
 
@@ -91,7 +91,7 @@ def tool_versions() -> dict[str, str]:
 def _setup() -> list[object]:
     """Return what every stage depends on: the converter's code and its tools."""
     here = Path(__file__).parent
-    return [[sha256_of(here / file) for file in (*CODE, *_COMPRESS) if (here / file).exists()], tool_versions()]
+    return [[sha256_of(here / file) for file in CODE if (here / file).exists()], tool_versions()]
 
 
 def _read_stamp(stamp: Path) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -86,8 +86,6 @@ def judge(candidate: Candidate, settings: Compression, labels: Sequence[Path], s
     twin = _write_twin(candidate)
     sets = {DRAWN: _draw(candidate.work / "pages", settings, stages)}
     sets |= {f"{number}: {file.parent.name}": file for number, file in enumerate(labels, 1)}
-    for file in labels:
-        load_labels(file)
     pairs = tuple(_read(name, file, candidate.reference, twin, stages) for name, file in sets.items())
     total = sum(size_of(model.built) for model in candidate.content.models)
     return Verdict(pairs, total, failures(pairs, total, settings))
@@ -201,6 +199,5 @@ def _markdown(compressed: Sequence[Compressed], verdict: Verdict) -> list[str]:
     return lines
 
 
-def _table(head: tuple[str, ...], rows: object) -> list[str]:
-    body = [" | ".join(row) for row in rows]  # type: ignore[attr-defined]
-    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {row} |" for row in body)]
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]

@@ -5,7 +5,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from agent.errors import ConfigError, ConversionError
+from agent.errors import ConfigError, ConversionError, InputError
 from converters import compress, export
 from converters.compress import kernel_counts
 from converters.evaluate import Figures
@@ -166,6 +166,14 @@ def test_kernels_that_do_not_follow_the_simulation_are_refused(place, bundle, tm
         patch.setattr(export.Compressor, "_build_twin", lambda *_: twin.write_bytes(plain.read_bytes()))
         with pytest.raises(ConversionError, match="differs from its simulation"):
             converted(place, recipe=recipe, output=tmp_path / "out")
+
+
+def test_labels_that_are_not_there_are_said_before_any_work(place, tmp_path):
+    lines = []
+    request = Request(recipe=place / "int8.toml", target="aarch64", labels=(tmp_path / "none.jsonl",))
+    with pytest.raises(InputError, match=r"none\.jsonl: No such file"):
+        convert(request, lines.append)
+    assert lines == []
 
 
 def test_int8_needs_a_recipe_and_a_target_that_can(place, tmp_path):
