@@ -49,6 +49,12 @@ class Compressed(msgspec.Struct, frozen=True):
         int8_weights: values stored in one byte.
         float_weights: values stored in four.
         twin: the file built for x86.
+        errors: how far the output moves when a layer alone is in int8, by layer (`agreement.distance`).
+        left: variance of a rounded layer's error, as a share of its output's, by layer; empty where none was rounded
+            by its effect.
+        channels: of convolutions that were pruned, before and after, by layer.
+        multiply_adds: of one run at the measured shape, before and after pruning.
+        slim: the pruned model in float, built for x86; empty when nothing was pruned.
     """
 
     model: str
@@ -60,6 +66,11 @@ class Compressed(msgspec.Struct, frozen=True):
     int8_weights: int
     float_weights: int
     twin: str
+    errors: dict[str, float]
+    left: dict[str, float]
+    channels: dict[str, tuple[int, int]] = {}
+    multiply_adds: tuple[int, int] | None = None
+    slim: str = ""
 
 
 class Compressor:
@@ -78,9 +89,9 @@ class Compressor:
         """
         self._draw(model)
         self._scale(model)
-        kept = self._choose(model)
-        if model.name in self._settings.rounded:
-            self._round(model, kept)
+        errors = self._weigh(model)
+        kept = self._choose(model, errors)
+        left = self._round(model, kept) if model.name in self._settings.rounded else {}
         counts = self._quantize(model, kept)
         self._build_twin(model)
         agreed = self._agree(model)
@@ -94,6 +105,8 @@ class Compressor:
             int8_weights=counts["int8_weights"],
             float_weights=counts["float_weights"],
             twin=str(_twin(model)),
+            errors=errors,
+            left=left,
         )
 
     # ------------------------------------------------------------------------------------------------ stages
@@ -125,7 +138,7 @@ class Compressor:
     def _scale(self, model: Model) -> None:
         """Find what each activation's steps stand for."""
         out, percentile = _scales(model), self._settings.percentile
-        arguments = {"source": model.folded, "pictures": _pictures(model), "percentile": percentile, **_numbers(model)}
+        arguments = {"source": model.current, "pictures": _pictures(model), "percentile": percentile, **_numbers(model)}
         self._stages.run(
             f"calibrate {model.name}",
             [_digest(model), digest_of([_pictures(model)]), percentile],
@@ -134,44 +147,39 @@ class Compressor:
             lambda count: f"{count} activations",
         )
 
-    def _choose(self, model: Model) -> dict[str, float]:
-        """Return the layers that stay in float, with their share of the error: small ones that make much of it."""
-        layers = layers_of(Graph.load(model.folded))
-
-        def action() -> dict[str, float]:
-            arguments = {"source": model.folded, "scales": _scales(model), "pictures": _checked(model)}
-            errors = native.run(
-                "agreement.layer_errors",
-                model.name,
-                timeout_s=TIMEOUT_S,
-                count=CHECKED * _times(model),
-                **arguments,
-                **_numbers(model),
-            )
-            total = sum(errors.values()) or 1.0
-            shares = {name: error / total for name, error in errors.items()}
-            large = _MOST_WEIGHTS * sum(layer.weights for layer in layers)
-            small = {layer.name for layer in layers if layer.weights <= large}
-            found = {name: share for name, share in shares.items() if share > self._settings.float_share}
-            return {name: round(share, 4) for name, share in found.items() if name in small}
-
-        inputs = [_digest(model), digest_of([_scales(model), _checked(model)]), self._settings.float_share]
-        kept = self._stages.run(
-            f"weigh {model.name}", inputs, [], action, lambda kept: f"{len(kept)} layers stay float"
+    def _weigh(self, model: Model) -> dict[str, float]:
+        """Return how far the output moves when a layer alone is in int8, by layer."""
+        arguments = {"source": model.current, "scales": _scales(model), "pictures": _checked(model)}
+        arguments |= {"count": CHECKED * _times(model), **_numbers(model)}
+        inputs = [_digest(model), digest_of([_scales(model), _checked(model)])]
+        found = self._stages.run(
+            f"weigh {model.name}",
+            inputs,
+            [],
+            lambda: native.run("agreement.layer_errors", model.name, timeout_s=TIMEOUT_S, **arguments),
+            lambda errors: f"{len(errors)} layers, each in int8 alone",
         )
-        return dict(kept)
+        return dict(found)
 
-    def _round(self, model: Model, kept: dict[str, float]) -> None:
-        """Round filters by their effect on each layer's output."""
-        arguments = {"source": model.folded, "scales": _scales(model), "pictures": _pictures(model), "kept": [*kept]}
+    def _choose(self, model: Model, errors: dict[str, float]) -> dict[str, float]:
+        """Return the layers that stay in float, with their share of the error: small ones that make much of it."""
+        layers, total = layers_of(Graph.load(model.current)), sum(errors.values()) or 1.0
+        large = _MOST_WEIGHTS * sum(layer.weights for layer in layers)
+        shares = {layer.name: errors.get(layer.name, 0.0) / total for layer in layers if layer.weights <= large}
+        return {name: round(share, 4) for name, share in shares.items() if share > self._settings.float_share}
+
+    def _round(self, model: Model, kept: dict[str, float]) -> dict[str, float]:
+        """Round filters by their effect on each layer's output; returns what is left of error in each."""
+        arguments = {"source": model.current, "scales": _scales(model), "pictures": _pictures(model), "kept": [*kept]}
         arguments |= {"count": self._settings.rounded_on, "out": _filters(model), **_numbers(model)}
-        self._stages.run(
+        found = self._stages.run(
             f"round {model.name}",
             [_digest(model), digest_of([_scales(model), _pictures(model)]), kept, self._settings.rounded_on],
             [_filters(model)],
             lambda: native.run("rounding.round_layers", model.name, timeout_s=TIMEOUT_S, **arguments),
             lambda left: f"{max(left.values(), default=0.0):.1%} of a layer's output lost at most",
         )
+        return dict(found)
 
     def _quantize(self, model: Model, kept: dict[str, float]) -> dict[str, int]:
         """Write the int8 graphs."""
@@ -180,7 +188,7 @@ class Compressor:
 
         def action() -> dict[str, int]:
             scales = json.loads(_scales(model).read_text(encoding="utf-8"))
-            graph = Graph.load(model.folded)
+            graph = Graph.load(model.current)
             wanted = [layer for layer in layers_of(graph) if layer.name not in kept]
             filters = _use_rounded(graph, wanted, _filters(model)) if rounded else {}
             count = quantize(graph, scales, wanted, filters)
@@ -215,7 +223,7 @@ class Compressor:
                 "agreement.agreement",
                 model.name,
                 timeout_s=TIMEOUT_S,
-                source=model.folded,
+                source=model.current,
                 simulated=model.ready("aarch64"),
                 twin=_twin(model),
                 pictures=_checked(model),
@@ -305,7 +313,7 @@ def _times(model: Model) -> int:
 
 
 def _digest(model: Model) -> str:
-    return digest_of(graph_files(model.folded))
+    return digest_of(graph_files(model.current))
 
 
 def _pictures(model: Model) -> Path:

@@ -28,6 +28,7 @@ class Model(msgspec.Struct, frozen=True):
         signature: its declared inputs and outputs.
         work: a directory of its own.
         suffixes: of the files that go into the bundle.
+        stage: the name of its directory with the graph as the stages so far have left it.
     """
 
     name: ModelName
@@ -37,6 +38,7 @@ class Model(msgspec.Struct, frozen=True):
     signature: Signature
     work: Path
     suffixes: tuple[str, ...]
+    stage: str = "folded"
 
     @property
     def source_files(self) -> list[Path]:
@@ -47,6 +49,11 @@ class Model(msgspec.Struct, frozen=True):
     def folded(self) -> Path:
         """Directory of the rewritten graph."""
         return self.work / "folded"
+
+    @property
+    def current(self) -> Path:
+        """Directory of the graph in float as the stages so far have left it."""
+        return self.work / self.stage
 
     def ready(self, target: str) -> Path:
         """Return the directory of the int8 graph for a machine."""
