@@ -16,12 +16,11 @@ import numpy as np
 
 from agent.errors import ConversionError
 from converters import native
-from converters.graph import Graph
+from converters.graph import Graph, bias_of
 from converters.model import Model, digest_of, graph_files
 from converters.passes import rewrite
 from converters.quantize import Filters, Layer, layers_of, quantize
 from converters.recipe import ClassifierSection, Compression
-from converters.rounding import bias_of
 from converters.stages import Stages
 from converters.targets import INT8_X86
 
@@ -284,7 +283,7 @@ def _use_rounded(graph: Graph, layers: list[Layer], file: Path) -> dict[str, Fil
         for layer in layers:
             if f"{layer.name}.steps" in archive:
                 found[layer.name] = Filters(archive[f"{layer.name}.steps"], archive[f"{layer.name}.scales"])
-                bias = bias_of(graph, layer)
+                bias = bias_of(graph, layer.name, layer.shape[0])
                 if bias:
                     value = graph.params[bias]
                     shift = archive[f"{layer.name}.shift"].reshape(value.shape)

@@ -239,6 +239,15 @@ def result(op: Any) -> str:
     return only(op, "Out", out=True) or only(op, "Output", out=True) or only(op, "Y", out=True)
 
 
+def bias_of(graph: Graph, name: str, channels: int) -> str:
+    """Return the parameter that is added to a convolution's output per channel and to nothing else; "" for none."""
+    readers = [op for op in graph.ops if name in all_inputs(op)]
+    bias = only(readers[0], "Y") if len(readers) == 1 and readers[0].type == "elementwise_add" else ""
+    shared = sum(bias in all_inputs(op) for op in graph.ops) > 1
+    per_channel = bias in graph.params and graph.params[bias].size == channels
+    return bias if per_channel and not shared else ""
+
+
 def attribute(op: Any, name: str, default: Any = None) -> Any:
     """Return an attribute's value as a Python value; `default` where it is absent or of a kind not read here."""
     for attr in op.attrs:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from converters.calibrate import load_program, tensors
-from converters.graph import Graph, attribute, only, result
+from converters.calibrate import tensors
+from converters.graph import Graph, attribute, bias_of, only, result
+from converters.network import Network
 from converters.params import Array
 from converters.quantize import PAIR, STEPS, Layer, filter_scales, largest_pairs, layers_of, quantize, whole_steps
 
@@ -31,7 +31,6 @@ DAMPING = 0.01
 GRID = (1.0, 1.1)
 """Scales that are tried, as multiples of `filter_scales`."""
 SWEEPS = 6
-_BATCH = 16
 
 Floats = npt.NDArray[np.float64]
 
@@ -80,66 +79,32 @@ def round_layers(
     layers = [layer for layer in layers_of(plain) if layer.name not in kept and activations.get(layer.source)]
     coarse = Graph.load(Path(source))
     quantize(coarse, activations, layers)
-    before, after = _Program(plain), _Program(coarse)
+    before, after = Network(plain), Network(coarse)
     saved: dict[str, Array] = {}
     left: dict[str, float] = {}
     for layer in layers:
         op = next(op for op in plain.ops if result(op) == layer.name)
         read = next(only(op, "Input") for op in coarse.ops if result(op) == layer.name)
-        rows = [
-            patches(program.run(name, inputs), op, layer) for program, name in ((before, layer.source), (after, read))
-        ]
+        pairs = ((before, layer.source), (after, read))
+        rows = [patches(network.fetch([name], inputs)[0], op, layer) for network, name in pairs]
         rounded = round_layer(plain.params[only(op, "Filter")], layer, *rows)
-        after.put(coarse, layer, rounded)
+        _put(after, coarse, layer, rounded)
         saved |= {f"{layer.name}.{key}": getattr(rounded, key) for key in ("steps", "scales", "shift")}
         left[layer.name] = rounded.left
     np.savez(out, **saved)
     return left
 
 
-class _Program:
-    """A graph in Paddle, of which any variable can be had, and whose parameters can be changed."""
-
-    def __init__(self, graph: Graph) -> None:
-        import paddle
-
-        paddle.enable_static()
-        self._paddle = paddle
-        self._scope, self._executor = paddle.static.Scope(), paddle.static.Executor(paddle.CPUPlace())
-        with TemporaryDirectory() as work, paddle.static.scope_guard(self._scope):
-            graph.save(Path(work))
-            self._program, self._feeds, _ = load_program(work, self._executor)
-
-    def run(self, name: str, inputs: Array) -> Array:
-        """Return a variable for a batch of inputs."""
-        parts = []
-        with self._paddle.static.scope_guard(self._scope):
-            for start in range(0, len(inputs), _BATCH):
-                feed = {self._feeds[0]: inputs[start : start + _BATCH]}
-                parts += self._executor.run(self._program, feed=feed, fetch_list=[name], use_prune=True)
-        return np.concatenate(parts)
-
-    def put(self, graph: Graph, layer: Layer, rounded: Rounded) -> None:
-        """Give a layer other filters, and another bias."""
-        op = next(op for op in graph.ops if result(op) == layer.name)
-        reader = next(other for other in graph.ops if only(other, "Y", out=True) == only(op, "Filter"))
-        self._set(only(reader, "X"), rounded.steps)
-        self._set(only(reader, "Scale"), rounded.scales)
-        bias = bias_of(graph, layer)
-        if bias:
-            tensor = np.array(self._scope.find_var(bias).get_tensor())
-            self._set(bias, (tensor + rounded.shift.reshape(tensor.shape)).astype(np.float32))
-
-    def _set(self, name: str, value: Array) -> None:
-        self._scope.find_var(name).get_tensor().set(value, self._paddle.CPUPlace())
-
-
-def bias_of(graph: Graph, layer: Layer) -> str:
-    """Return the parameter that is added to a layer's output per channel and to nothing else; "" for none."""
-    readers = [op for op in graph.ops if layer.name in (only(op, "X"), only(op, "Y"))]
-    name = only(readers[0], "Y") if len(readers) == 1 and readers[0].type == "elementwise_add" else ""
-    shared = sum(only(op, "Y") == name for op in graph.ops) > 1
-    return name if name in graph.params and graph.params[name].size == layer.shape[0] and not shared else ""
+def _put(network: Network, graph: Graph, layer: Layer, rounded: Rounded) -> None:
+    """Give a layer of an int8 graph other filters, and another bias."""
+    op = next(op for op in graph.ops if result(op) == layer.name)
+    reader = next(other for other in graph.ops if only(other, "Y", out=True) == only(op, "Filter"))
+    network.set(only(reader, "X"), rounded.steps)
+    network.set(only(reader, "Scale"), rounded.scales)
+    bias = bias_of(graph, layer.name, layer.shape[0])
+    if bias:
+        value = network.get(bias)
+        network.set(bias, value + rounded.shift.reshape(value.shape))
 
 
 def patches(values: Array, op: Any, layer: Layer) -> Floats:

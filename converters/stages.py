@@ -15,9 +15,18 @@ from typing import Any
 from agent.bundle import sha256_of
 from agent.errors import ConversionError
 
-_PASSES = ("passes.py", "passes_x86.py", "passes_int8.py", "activations.py", "enlarging.py", "gates.py", "targets.py")
+_PASSES = (
+    "passes.py",
+    "passes_x86.py",
+    "passes_int8.py",
+    "activations.py",
+    "enlarging.py",
+    "gates.py",
+    "pointwise.py",
+    "targets.py",
+)
 _INT8 = ("quantize.py", "calibrate.py", "agreement.py", "rounding.py", "compress.py")
-CODE = ("framework.py", "params.py", "graph.py", "native.py", "export.py", *_PASSES, *_INT8)
+CODE = ("framework.py", "params.py", "graph.py", "network.py", "native.py", "export.py", *_PASSES, *_INT8)
 TOOLS = ("paddlepaddle", "paddleslim", "paddlelite", "paddle2onnx", "onnxruntime", "numpy")
 
 

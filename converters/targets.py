@@ -20,6 +20,7 @@ from converters.passes import (
 )
 from converters.passes_int8 import convolve_last_matmul, part_hard_swish
 from converters.passes_x86 import delay_shuffles, shuffle_transposed_convolutions, split_uneven_strides
+from converters.pointwise import merge_pointwise
 
 COMMON: tuple[Pass, ...] = (
     drop_identities,
@@ -34,6 +35,7 @@ COMMON: tuple[Pass, ...] = (
     fold_scale_into_consumer,
     gate_residuals,
     pool_before_expanding,
+    merge_pointwise,
     drop_identities,
 )
 X86: tuple[Pass, ...] = (

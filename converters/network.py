@@ -1,0 +1,60 @@
+"""A graph in Paddle, of which any variable can be had and whose parameters can be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from converters.calibrate import load_program
+from converters.graph import Graph
+from converters.params import Array
+
+_BATCH = 16
+
+
+class Network:
+    """Runs a graph on the CPU, with parameters of its own.
+
+    Attributes:
+        program: as Paddle has loaded it.
+        scope: Paddle's, with the parameters.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        import paddle
+
+        paddle.enable_static()
+        self._paddle = paddle
+        self.scope, self._executor = paddle.static.Scope(), paddle.static.Executor(paddle.CPUPlace())
+        with TemporaryDirectory() as work, paddle.static.scope_guard(self.scope):
+            graph.save(Path(work))
+            self.program, self._feeds, self._fetches = load_program(work, self._executor)
+
+    def run(self, inputs: Array) -> Array:
+        """Return the output for a batch of inputs, float32 (N, 3, H, W)."""
+        return self.fetch([self._fetches[0].name], inputs)[0]
+
+    def fetch(self, names: Sequence[str], inputs: Array) -> list[Array]:
+        """Return variables for a batch of inputs; no more is computed than they need."""
+        parts = []
+        with self._paddle.static.scope_guard(self.scope):
+            for start in range(0, len(inputs), _BATCH):
+                feed = {self._feeds[0]: inputs[start : start + _BATCH]}
+                parts.append(self._executor.run(self.program, feed=feed, fetch_list=list(names), use_prune=True))
+        return [np.concatenate(values) for values in zip(*parts, strict=True)]
+
+    def get(self, name: str) -> Array:
+        """Return a copy of a parameter."""
+        return np.array(self._tensor(name))
+
+    def set(self, name: str, value: Array) -> None:
+        """Replace a parameter; its type stays, its shape need not."""
+        kept: Array = np.ascontiguousarray(value, dtype=self.get(name).dtype)
+        self._tensor(name).set(kept, self._paddle.CPUPlace())
+
+    def _tensor(self, name: str) -> Any:
+        return self.scope.find_var(name).get_tensor()
