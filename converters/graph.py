@@ -97,6 +97,12 @@ class Graph:
         (directory / MODEL_FILE).write_bytes(self.program.SerializeToString())
         (directory / PARAMS_FILE).write_bytes(write_params(self.params))
 
+    def copy(self) -> Graph:
+        """Return a graph of its own; the arrays of parameters are the same ones."""
+        program = type(self.program)()
+        program.CopyFrom(self.program)
+        return Graph(program, dict(self.params))
+
     @property
     def ops(self) -> Any:
         """The operators in execution order (a protobuf list)."""

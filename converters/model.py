@@ -55,6 +55,16 @@ class Model(msgspec.Struct, frozen=True):
         """Directory of the graph in float as the stages so far have left it."""
         return self.work / self.stage
 
+    @property
+    def scales(self) -> Path:
+        """The file that says what 127 steps of each activation stand for."""
+        return self.work / "scales.json"
+
+    @property
+    def numbers(self) -> dict[str, tuple[float, float, float]]:
+        """What pixels become before the model sees them: `mean` and `std` of pixel / 255, per plane."""
+        return {"mean": self.section.mean, "std": self.section.std}
+
     def ready(self, target: str) -> Path:
         """Return the directory of the int8 graph for a machine."""
         return self.work / "int8" / target

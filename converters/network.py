@@ -58,3 +58,18 @@ class Network:
 
     def _tensor(self, name: str) -> Any:
         return self.scope.find_var(name).get_tensor()
+
+
+def trainable(network: Network) -> Any:
+    """Return a copy of a network's program whose parameters are parameters again, without its feeds and fetches."""
+    import paddle
+    from paddleslim.common.recover_program import recover_inference_program
+
+    clean = paddle.static.program_guard(paddle.static.Program(), paddle.static.Program())
+    with paddle.static.scope_guard(network.scope), clean:
+        program = recover_inference_program(network.program.clone())
+    block = program.global_block()
+    for index, op in reversed(list(enumerate(block.ops))):
+        if op.type in ("feed", "fetch"):
+            block._remove_op(index)
+    return program
