@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -15,6 +15,7 @@ import msgspec
 
 from agent.bundle import ModelBundle
 from agent.errors import AgentError, ExitCode
+from converters.child import killed_unless_done
 from converters.scores import Page, Scores, load_labels, score
 from converters.tables import aligned, said
 
@@ -46,10 +47,21 @@ class Figures(msgspec.Struct, frozen=True):
     rec_bytes: int | None = None
 
 
-def run_reader(command: Sequence[str], env: Mapping[str, str] | None = None) -> Run:
+def _unseen(done: int) -> None:
+    """Take how many pages are read where nobody looks."""
+
+
+def run_reader(
+    command: Sequence[str], env: Mapping[str, str] | None = None, on_page: Callable[[int], None] = _unseen
+) -> Run:
     """Run a program that writes one JSON row per page, and watch it.
 
     Its peak memory is the kernel's figure for the process, which starts at the size of this one: keep this one small.
+
+    Args:
+        command: the program and its arguments.
+        env: its environment.
+        on_page: takes how many rows have come, after each.
 
     Raises:
         AgentError: it failed; with its last line and its exit status.
@@ -59,10 +71,11 @@ def run_reader(command: Sequence[str], env: Mapping[str, str] | None = None) -> 
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, env=env)
         assert child.stdout is not None  # it was asked for
         rows, first_s = [], 0.0
-        with child.stdout:
+        with killed_unless_done(child), child.stdout:
             for row in child.stdout:
                 first_s = first_s or time.monotonic() - began
                 rows.append(msgspec.json.decode(row, type=Page))
+                on_page(len(rows))
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode not in (ExitCode.OK, ExitCode.SOME_FAILED):
@@ -90,7 +103,9 @@ def own_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
-def figures_of(bundle: Path, labels: Path, pages: Sequence[Page], threads: int) -> Figures:
+def figures_of(
+    bundle: Path, labels: Path, pages: Sequence[Page], threads: int, on_page: Callable[[int], None] = _unseen
+) -> Figures:
     """Read labelled pictures with a bundle and return its row.
 
     Raises:
@@ -99,7 +114,7 @@ def figures_of(bundle: Path, labels: Path, pages: Sequence[Page], threads: int) 
     """
     loaded = ModelBundle.load(bundle)
     images = [labels.parent / page.image for page in pages]
-    run = run_reader(read_command(images, bundle, threads), own_environment())
+    run = run_reader(read_command(images, bundle, threads), own_environment(), on_page)
     return figures(str(bundle), labels, pages, run, model_bytes(loaded))
 
 
@@ -126,14 +141,14 @@ def figures(
 
 def table(rows: Sequence[Figures]) -> list[str]:
     """Return the figures as aligned lines."""
-    accuracy, speed = ("char_f1", "line_recall", "CAR"), ("p50 s", "p95 s", "pages/s", "peak MB")
+    accuracy, speed = ("char_f1", "line_recall", "CAR", "hmean"), ("p50 s", "p95 s", "pages/s", "peak MB")
     head = ("reader", "images", *accuracy, *speed, "det MB", "rec MB")
     return aligned([head, *(_cells(row) for row in rows)])
 
 
 def _cells(row: Figures) -> tuple[str, ...]:
     s = row.scores
-    accuracy = (said(s.char_f1, ".4f"), said(s.line_recall, ".4f"), said(s.car, ".4f"))
+    accuracy = (said(s.char_f1, ".4f"), said(s.line_recall, ".4f"), said(s.car, ".4f"), said(s.hmean, ".4f"))
     speed = (said(s.p50_s, ".3f"), said(s.p95_s, ".3f"), said(row.pages_per_s, ".2f"), said(row.peak_mb, ".0f"))
     sizes = tuple(said(None if size is None else size / 1e6, ".1f") for size in (row.det_bytes, row.rec_bytes))
     missing = f" (-{s.missing})" if s.missing else ""

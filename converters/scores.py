@@ -15,8 +15,7 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import ConfigError, InputError
-
-Box = tuple[tuple[float, float], ...]
+from converters.boxes import Box, count_matches, lies_in
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -59,6 +58,7 @@ class Scores(msgspec.Struct, frozen=True):
         line_recall: share of labelled lines whose text occurs inside one line that was read.
         car: 1 - edit distance / length, of each labelled box's text against the lines whose centre lies in the box,
             left to right; None without labelled boxes.
+        hmean: of precision and recall of the boxes of lines (`_hmean`); None without pages whose every line has a box.
         p50_s: seconds per picture, median.
         p95_s: seconds per picture, 95th percentile.
         total_s: seconds of all pictures.
@@ -69,6 +69,7 @@ class Scores(msgspec.Struct, frozen=True):
     char_f1: float
     line_recall: float
     car: float | None
+    hmean: float | None
     p50_s: float | None
     p95_s: float | None
     total_s: float
@@ -84,6 +85,7 @@ def score(labels: Sequence[Page], read: Mapping[str, Page]) -> Scores:
         char_f1=_char_f1(pairs),
         line_recall=_line_recall(pairs),
         car=_character_accuracy(pairs),
+        hmean=_hmean(pairs),
         p50_s=_at(seconds, 0.50),
         p95_s=_at(seconds, 0.95),
         total_s=sum(seconds),
@@ -151,6 +153,25 @@ def _text_in(box: Box, placed: Iterable[tuple[float, float, str]]) -> str:
 
 def _centre(quad: Box) -> tuple[float, float]:
     return statistics.fmean(x for x, _ in quad), statistics.fmean(y for _, y in quad)
+
+
+def _hmean(pairs: Pairs) -> float | None:
+    """Return the harmonic mean of precision and recall of boxes, by ICDAR 2015's rule for words, here for lines.
+
+    Labels may hold words or blocks where the detector finds lines, and lines whose text was not read are not given: the
+    figure compares bundles on one set, and is only as good as the labels share our notion of a line. Pages with a
+    labelled line that has no box are left out: what is read there would count as found for nothing.
+    """
+    hits = total = wanted = 0
+    for label, page in pairs:
+        lines = [line for line in label.lines if fold(line.text)]
+        boxes = [line.box for line in lines if line.box]
+        if boxes and len(boxes) == len(lines):
+            unread = [line.box for line in label.lines if line.box and not fold(line.text)]
+            found = [line.quad for line in page.lines if line.quad and not lies_in(line.quad, unread)]
+            hits += count_matches(boxes, found)
+            total, wanted = total + len(boxes) + len(found), wanted + len(boxes)
+    return 2 * hits / total if wanted else None
 
 
 def _at(ordered: Sequence[float], share: float) -> float | None:
