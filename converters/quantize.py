@@ -26,7 +26,8 @@ PAIR = 128
 
 QUANTIZED = ("conv2d", "depthwise_conv2d")
 """Operators that can run in int8."""
-_LINEAR: dict[str, Value] = {"bit_length": 8, "round_type": 0, "qmin": -128, "qmax": 127, "is_test": True}
+LINEAR: dict[str, Value] = {"bit_length": 8, "round_type": 0, "qmin": -128, "qmax": 127, "is_test": True}
+"""Attributes of an operator that rounds to int8, or back."""
 
 
 class Layer(msgspec.Struct, frozen=True):
@@ -106,6 +107,22 @@ def largest_pairs(steps: Array, kind: str) -> Array:
     return _two_largest(steps) if kind.startswith("depthwise") else _largest_pair(steps)
 
 
+def keep_pairs(steps: Array, kind: str) -> Array:
+    """Return filters in which no pair is above `PAIR`: of one that is, the larger value is moved towards 0.
+
+    Args:
+        steps: whole numbers, (out, in / groups, h, w).
+        kind: the operator.
+    """
+    rows = steps.reshape(len(steps), -1).copy()
+    while (over := np.flatnonzero(largest_pairs(rows, kind) > PAIR)).size:
+        for index in over:
+            row = rows[index]
+            first = _where_largest(row, kind)
+            row[first] -= np.sign(row[first])
+    return rows.reshape(steps.shape)
+
+
 def _two_largest(steps: Array) -> Array:
     if steps.shape[1] < 2:
         return np.zeros(len(steps))
@@ -119,6 +136,16 @@ def _largest_pair(steps: Array) -> Array:
     up, down = (np.clip(sign * even, 0, None).sum(axis=2) for sign in (1, -1))
     largest: Array = np.maximum(up, down).max(axis=1)
     return largest
+
+
+def _where_largest(row: Array, kind: str) -> int:
+    """Return the index of the larger value of the pair that is the largest."""
+    if kind.startswith("depthwise"):
+        return int(np.abs(row).argmax())
+    even = np.pad(row, (0, len(row) % 2)).reshape(-1, 2)
+    sums = np.maximum(np.clip(even, 0, None).sum(axis=1), np.clip(-even, 0, None).sum(axis=1))
+    pair = int(sums.argmax())
+    return 2 * pair + int(np.abs(even[pair]).argmax())
 
 
 def quantize(
@@ -157,8 +184,8 @@ def _add_activation(graph: Graph, ops: list[Any], name: str, scale: float) -> st
     """Add the operators that round an activation to int8 and back; returns the rounded one."""
     numbers = _numbers(graph, name, np.array([scale], np.float32))
     whole, rounded = (graph.add_variable(f"{name}.{word}", graph.shape(name), like=name) for word in ("int8", "back"))
-    ops.append(graph.new_op("quantize_linear", {"X": [name], **numbers}, {"Y": [whole]}, quant_axis=-1, **_LINEAR))
-    ops.append(graph.new_op("dequantize_linear", {"X": [whole], **numbers}, {"Y": [rounded]}, quant_axis=-1, **_LINEAR))
+    ops.append(graph.new_op("quantize_linear", {"X": [name], **numbers}, {"Y": [whole]}, quant_axis=-1, **LINEAR))
+    ops.append(graph.new_op("dequantize_linear", {"X": [whole], **numbers}, {"Y": [rounded]}, quant_axis=-1, **LINEAR))
     return rounded
 
 
@@ -173,7 +200,7 @@ def _add_filter(graph: Graph, ops: list[Any], op: Any, filters: Filters) -> str:
     whole = graph.add_param(f"{only(op, 'Filter')}.int8", filters.steps)
     numbers = _numbers(graph, whole, filters.scales)
     rounded = graph.add_variable(f"{whole}.back", filters.steps.shape, like=graph.outputs()[0])
-    ops.append(graph.new_op("dequantize_linear", {"X": [whole], **numbers}, {"Y": [rounded]}, quant_axis=0, **_LINEAR))
+    ops.append(graph.new_op("dequantize_linear", {"X": [whole], **numbers}, {"Y": [rounded]}, quant_axis=0, **LINEAR))
     return rounded
 
 

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from converters import child
 from converters.calibrate import tensors
 from converters.graph import Graph, attribute, bias_of, only, result
 from converters.network import Network
@@ -82,7 +83,7 @@ def round_layers(
     before, after = Network(plain), Network(coarse)
     saved: dict[str, Array] = {}
     left: dict[str, float] = {}
-    for layer in layers:
+    for layer in child.counted(layers, grows=2):  # later ones are wider, and further from the input
         op = next(op for op in plain.ops if result(op) == layer.name)
         read = next(only(op, "Input") for op in coarse.ops if result(op) == layer.name)
         pairs = ((before, layer.source), (after, read))
