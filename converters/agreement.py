@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from agent.engines import EngineSettings, open_files
+from converters import child
 from converters.calibrate import Tensors, tensors
 from converters.graph import MODEL_FILE, PARAMS_FILE, Graph
 from converters.params import Array
@@ -33,7 +34,7 @@ def layer_errors(
     known = json.loads(Path(scales).read_text(encoding="utf-8"))
     wanted, found = _outputs(Path(source), inputs), {}
     with TemporaryDirectory() as work:
-        for layer in layers_of(Graph.load(Path(source))):
+        for layer in child.counted(layers_of(Graph.load(Path(source)))):
             graph = Graph.load(Path(source))
             if quantize(graph, known, [layer]):
                 graph.save(Path(work))

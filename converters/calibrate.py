@@ -11,30 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from converters import child
 from converters.graph import MODEL_FILE, PARAMS_FILE
 from converters.quantize import QUANTIZED
 
 Tensors = npt.NDArray[np.float32]
-
-
-def draw(kind: str, seed: int, count: int, size: int, out: str, first: int = 0) -> int:
-    """Draw inputs of the detector ("det") or the recogniser into a file, uint8 (N, H, W, 3) BGR; returns how many.
-
-    Args:
-        kind: of model.
-        seed: of the dataset.
-        count: how many.
-        size: side of the detector's windows, or width of the recogniser's lines, in pixels.
-        out: an `.npy` file.
-        first: index of the first.
-    """
-    from converters.dataset import Dataset
-    from converters.drawing import find_fonts
-
-    dataset = Dataset(seed, find_fonts())
-    take = dataset.det_input if kind == "det" else dataset.rec_input
-    np.save(out, np.stack([take(first + index, size) for index in range(count)]))
-    return count
 
 
 def tensors(pictures: npt.NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> Tensors:
@@ -76,16 +57,27 @@ def calibrate(
     return len(scales)
 
 
+_SECOND = 4
+"""PaddleSlim goes through the pictures twice, for the largest values and for how often each comes: so much longer."""
+
+_REST = 4  # writing the model takes as long as a part of the pictures in the first round
+
+
 class _Inputs:
-    """What Paddle's loader wants of a dataset."""
+    """What Paddle's loader wants of a dataset; it tells how much has been asked for."""
 
     def __init__(self, inputs: Tensors) -> None:
         self._inputs = inputs
+        self._asked = 0
 
     def __len__(self) -> int:
         return len(self._inputs)
 
     def __getitem__(self, index: int) -> Tensors:
+        count = len(self._inputs)
+        again = max(0, self._asked - count)
+        child.tell(self._asked - again + _SECOND * again, (1 + _SECOND) * count + count // _REST)
+        self._asked += 1
         picture: Tensors = self._inputs[index]
         return picture
 

@@ -19,6 +19,7 @@ from agent.batch import find_pictures
 from agent.errors import ConfigError, FrameError, InputError
 from agent.memory import MB, Budget
 from agent.page import Pixels, Quad
+from converters import child
 from converters.drawing import DRAWING_VERSION, Font, draw_line, draw_page, find_fonts
 
 LINE_HEIGHT_PX = 48
@@ -41,10 +42,15 @@ _TEXT_PX = (14.0, 44.0)
 _LIMITS = Budget(limit_mb=1024, processes=1, decode_bytes=512 * MB, frame_bytes=12 * MB, spare_bytes=512 * MB)
 """For the user's pictures: decoded in at most 512 MB, and kept at no more than 4 Mpx in colour."""
 
-_NAMED = 10  # bad files, in one message
+MOST_OWN = 200
+"""Pictures of the user's own that are looked at; of more, so many are chosen by lot."""
 
-FindLines = Callable[[Pixels], Sequence[Quad]]
-"""Takes uint8 (H, W, 3) BGR and returns the quads of the lines on it, in its pixels."""
+
+class OwnPicture(msgspec.Struct, frozen=True):
+    """A picture of the user's own, and the lines on it: quads in reading direction, in pixels of `load_pixels`."""
+
+    path: Path
+    quads: tuple[Quad, ...] = ()
 
 
 class Dataset:
@@ -53,25 +59,21 @@ class Dataset:
     Args:
         seed: of what is drawn.
         fonts: to draw with.
-        images: the user's own pictures, as found by `find_user_images`.
+        images: the user's own pictures; lines come from those on which there are some.
         cache: a directory to keep inputs in, or None.
-        find_lines: finds lines on the user's pictures; without it, lines are drawn ones only.
     """
 
     def __init__(
         self,
         seed: int,
         fonts: tuple[Font, ...],
-        images: tuple[Path, ...] = (),
+        images: tuple[OwnPicture, ...] = (),
         cache: Path | None = None,
-        find_lines: FindLines | None = None,
     ) -> None:
         self._seed, self._fonts, self._images = seed, fonts, images
-        self._find_lines = find_lines
         self._cache = None if cache is None else cache / _digest_of(seed, fonts, images)
         self._page = functools.lru_cache(maxsize=2)(functools.partial(draw_page, seed, fonts=fonts))
-        self._own = functools.lru_cache(maxsize=2)(load_pixels)
-        self._quads: dict[Path, tuple[Quad, ...]] = {}
+        self._load = functools.lru_cache(maxsize=2)(load_pixels)
 
     def det_input(self, index: int, size: int) -> Pixels:
         """Return a window of a page at a scale at which lines are 12 to 64 pixels high, uint8 (size, size, 3) BGR.
@@ -92,38 +94,30 @@ class Dataset:
     def _is_own(self, index: int) -> bool:
         return bool(self._images) and index % OWN_EVERY == OWN_EVERY - 1
 
-    def _path(self, index: int) -> Path:
+    def _own(self, index: int) -> OwnPicture:
         return self._images[index // OWN_EVERY % len(self._images)]
 
     def _det_input(self, index: int, size: int) -> Pixels:
         rng = np.random.default_rng((self._seed, index, size))
         if self._is_own(index):
-            path = self._path(index)
-            window = _window(self._own(path), self._lines_of(path), size, rng)
+            own = self._own(index)
+            window = _window(self._load(own.path), own.quads, size, rng)
         else:
             page = self._page(index // WINDOWS_PER_PAGE)
             window = _window(page.pixels, [line.box for line in page.lines], size, rng)
         quarters = int(rng.integers(1, 4)) if rng.random() < TURNED_SHARE else 0
         return np.ascontiguousarray(np.rot90(window, quarters))
 
-    def _lines_of(self, path: Path) -> tuple[Quad, ...]:
-        if self._find_lines is None:
-            return ()
-        if path not in self._quads:
-            self._quads[path] = tuple(self._find_lines(self._own(path)))
-        return self._quads[path]
-
     def _own_line(self, index: int, width: int) -> Pixels | None:
         """Return a line of a picture of the user's, or None where none is found on it."""
-        path = self._path(index)
-        quads = self._lines_of(path)
-        if not quads:
+        own = self._own(index)
+        if not own.quads:
             return None
         rng = np.random.default_rng((self._seed, index, width))
-        quad = _part(quads[int(rng.integers(len(quads)))], width / SQUEEZE / LINE_HEIGHT_PX, rng)
+        quad = _part(own.quads[int(rng.integers(len(own.quads)))], width / SQUEEZE / LINE_HEIGHT_PX, rng)
         across, down = image.side_lengths(quad)
         natural = min(width, max(1, math.ceil(SQUEEZE * LINE_HEIGHT_PX * across / max(down, 1e-6))))
-        return image.pad(image.crop(self._own(path), quad, LINE_HEIGHT_PX, natural), width)
+        return image.pad(image.crop(self._load(own.path), quad, LINE_HEIGHT_PX, natural), width)
 
     def _kept(self, name: str, make: Callable[[], Pixels]) -> Pixels:
         """Return an input from the cache, or make it and keep it there."""
@@ -138,9 +132,9 @@ class Dataset:
         return pixels
 
 
-def _digest_of(seed: int, fonts: Sequence[Font], images: Sequence[Path]) -> str:
+def _digest_of(seed: int, fonts: Sequence[Font], images: Sequence[OwnPicture]) -> str:
     """Return a name for what inputs depend on."""
-    own = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in images]
+    own = [(str(own.path), own.path.stat().st_size, own.path.stat().st_mtime_ns, own.quads) for own in images]
     told = repr((DRAWING_VERSION, seed, [font.name for font in fonts], own))
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
@@ -202,30 +196,23 @@ def load_pixels(path: Path) -> Pixels:
     return cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR) if pixels.ndim == 2 else pixels
 
 
-def find_user_images(folder: Path, say: Callable[[str], None] | None = None) -> tuple[Path, ...]:
-    """Return the pictures in a folder and those below it; each is decoded once, so that training meets no bad one.
-
-    Args:
-        folder: as given by the user.
-        say: takes one line about the files that are left out: how many, and the first ones by name.
+def find_user_images(folder: Path) -> tuple[Path, ...]:
+    """Return the picture files in a folder and those below it, at most `MOST_OWN`; none is opened.
 
     Raises:
-        InputError: no such folder, or none of its files can be read; the message says which.
+        InputError: no such folder, or no picture in it.
     """
     if not folder.is_dir():
         raise InputError(f"--images {folder}: not a directory")
     found = find_pictures([folder])
-    problems = {path: problem for path in found if (problem := _problem(path)) is not None}
-    told = "; ".join(list(problems.values())[:_NAMED] + ["and others"] * (len(problems) > _NAMED))
-    good = tuple(path for path in found if path not in problems)
-    if not good:
-        raise InputError(f"--images {folder}: holds no picture that can be read" + (f" ({told})" if told else ""))
-    if problems and say is not None:
-        say(f"--images {folder}: {len(problems)} of {len(found)} files are left out: {told}")
-    return good
+    if not found:
+        raise InputError(f"--images {folder}: holds no picture that can be read")
+    chosen = np.random.default_rng(0).permutation(len(found))[:MOST_OWN]
+    return tuple(found[index] for index in sorted(chosen))
 
 
-def _problem(path: Path) -> str | None:
+def problem_of(path: Path) -> str | None:
+    """Return why a picture of the user's cannot be read, or None; it is decoded, so that training meets no bad one."""
     try:
         load_pixels(path)
     except (FrameError, InputError) as error:
@@ -252,7 +239,7 @@ def write_evaluation(directory: Path, seed: int, pages: int, fonts: tuple[Font, 
         ConfigError: the directory cannot be written.
     """
     rows, fonts = [], fonts or find_fonts()
-    for number in range(pages):
+    for number in child.counted(range(pages)):
         page = draw_page(seed, FIRST_EVALUATION + number, fonts)
         name = f"{number:04d}-{page.kind}.{'jpg' if number % 2 else 'png'}"
         write_picture(directory / name, page.pixels)

@@ -16,17 +16,20 @@ from agent.errors import ConfigError, ConversionError, EngineError
 from converters import native
 from converters.compress import Compressed, Compressor
 from converters.graph import Graph
+from converters.meter import Meter, usual_times
 from converters.model import Model, digest_of, graph_files, open_model, size_of
 from converters.params import Array
 from converters.passes import rewrite
+from converters.pictures import Own, OwnFolder
 from converters.recipe import Compression, Recipe, load_recipe
+from converters.report import describe, told, write_report
 from converters.scores import load_labels
 from converters.signature import check_characters, check_output
 from converters.sources import Sources, collect
-from converters.stages import Stages, locked
+from converters.stages import Stages, locked, room
 from converters.tables import aligned, said
 from converters.targets import INT8, PLANS
-from converters.verdict import Candidate, judge, told_verdict, write_report
+from converters.verdict import Candidate, judge
 from converters.writing import Content, Precision, check_place, write_bundle
 
 BUILD = Path("models/build")
@@ -47,6 +50,7 @@ class Request(msgspec.Struct, frozen=True):
         measured: time the models and print the table.
         force: do every stage again.
         labels: labelled pictures of the user's own that an int8 bundle is judged on besides drawn ones.
+        images: a folder of the user's own pictures that an int8 bundle is made with besides drawn ones.
     """
 
     recipe: Path
@@ -58,23 +62,31 @@ class Request(msgspec.Struct, frozen=True):
     measured: bool = True
     force: bool = False
     labels: tuple[Path, ...] = ()
+    images: Path | None = None
 
 
-def convert(request: Request, say: Callable[[str], None] = print) -> ModelBundle:
+def convert(request: Request, say: Callable[[str], None] = print, meter: Meter | None = None) -> ModelBundle:
     """Make a bundle, replace an older one at the same place, and return it as loaded.
 
     Args:
         request: what to make.
-        say: takes the lines of progress and of the table.
+        say: takes a line for each stage, and those of the table.
+        meter: shows how far a long stage is.
 
     Raises:
-        ConfigError: the recipe or an option is wrong.
+        ConfigError: the recipe or an option is wrong, or the disk is full.
         InputError: a path is missing.
         EngineError: a package is not installed.
         ConversionError: a model is not understood, or the result differs from its source.
     """
+    with room(BUILD):
+        return _convert(request, say, meter or Meter())
+
+
+def _convert(request: Request, say: Callable[[str], None], meter: Meter) -> ModelBundle:
     recipe, plan = load_recipe(request.recipe), PLANS[request.target]
     precision = _precision(request, recipe)
+    _check_options(request, precision)
     _check_needs(request.target, (*plan.needs, "paddleslim") if precision == "int8" else plan.needs)
     label = _label(recipe.name, request.target, precision)
     for file in request.labels:
@@ -83,13 +95,18 @@ def convert(request: Request, say: Callable[[str], None] = print) -> ModelBundle
     check_place(output)
     work = BUILD / ".work" / label
     with locked(work):
-        conversion = _Conversion(request, recipe, precision, Stages(work, say, force=request.force))
+        usual_s = usual_times(recipe.compress) if recipe.compress is not None and precision == "int8" else {}
+        stages = Stages(work, say, force=request.force, meter=meter, usual=usual_s)
+        folder = _open_folder(request.images, work, stages, say)
+        reference = _make_reference(request, say, meter) if precision == "int8" else None
+        own = folder.find_lines(reference) if folder is not None and reference is not None else Own()
         sources = collect(recipe, work / "source", request.source, request.characters)
         for name, model in sources.models.items():
             say(f"{'source ' + name:<14} {model.name}")
+        conversion = _Conversion(request, recipe, precision, stages, own)
         content = conversion.run(sources, work)
-        if recipe.compress is not None and precision == "int8":
-            _judge(request, recipe.compress, content, conversion, say)
+        if recipe.compress is not None and reference is not None:
+            _judge(request, recipe.compress, content, conversion, reference, say)
         written = write_bundle(content, output)
     say(f"{'write':<14} {output}")
     for line in table(content.measured) if request.measured else ():
@@ -114,30 +131,55 @@ def _precision(request: Request, recipe: Recipe) -> Precision:
     return "int8"
 
 
+def _check_options(request: Request, precision: Precision) -> None:
+    """Check that no option is given that would change nothing."""
+    options = {"--images": request.images, "--labels": request.labels}
+    given = [option for option, value in options.items() if value]
+    if given and precision != "int8":
+        raise ConfigError(
+            f"{' and '.join(given)}: only a conversion to int8 looks at pictures, and this one makes {precision}; "
+            "models/ppocr-v4-int8.toml for aarch64 makes int8"
+        )
+
+
+def _open_folder(images: Path | None, work: Path, stages: Stages, say: Callable[[str], None]) -> OwnFolder | None:
+    """Return the user's folder, if there is one, after a look at every picture in it."""
+    if images is None:
+        return None
+    folder = OwnFolder(images, work, stages)
+    folder.check(say)
+    return folder
+
+
+def _make_reference(request: Request, say: Callable[[str], None], meter: Meter) -> ModelBundle:
+    """Return the float bundle that runs here: int8 is held against it, and it finds lines on the user's pictures."""
+    plain: dict[str, Any] = {"target": "x86_64", "precision": "fp32", "output": None, "labels": (), "images": None}
+    return convert(msgspec.structs.replace(request, measured=False, force=False, **plain), say, meter)
+
+
 def _judge(
     request: Request,
     settings: Compression,
     content: Content,
     conversion: _Conversion,
+    reference: ModelBundle,
     say: Callable[[str], None],
 ) -> None:
     """Read labelled pages with the float models and with the int8 ones; refuse a bundle that has lost too much."""
-    plain = msgspec.structs.replace(
-        request, target="x86_64", precision="fp32", output=None, measured=False, force=False
-    )
-    reference = convert(plain, say)
-    label, compressed = _label(content.name, content.target, content.precision), conversion.compressed
-    twins = {model.model: Path(model.twin) for model in compressed}
-    verdict = judge(
-        Candidate(content, twins, reference.path, BUILD / ".work" / label), settings, request.labels, conversion.stages
-    )
-    report = BUILD / f"{label}-report"
-    write_report(report, settings, compressed, verdict)
-    for line in told_verdict(verdict):
+    label = _label(content.name, content.target, content.precision)
+    work, directory = BUILD / ".work" / label, BUILD / f"{label}-report"
+    candidate = Candidate(content, tuple(conversion.compressed), reference.path, work, request.measured)
+    verdict = judge(candidate, settings, request.labels, conversion.stages)
+    report = describe(candidate, verdict, settings, conversion.stages)
+    write_report(directory, report)
+    for line in told(report):
         say(line)
-    say(f"{'report':<14} {report / 'report.md'}")
-    if verdict.failures:
-        raise ConversionError(f"{'; '.join(verdict.failures)}: no bundle is written; see {report / 'report.md'}")
+    say(f"{'report':<14} {directory / 'report.md'}")
+    if report.failures:
+        look_at = "".join(f"; look at {row}" for row in report.look_at)
+        raise ConversionError(
+            f"{'; '.join(report.failures)}: no bundle is written{look_at}; see {directory / 'report.md'}"
+        )
 
 
 def _check_needs(target: str, needs: Sequence[str]) -> None:
@@ -151,12 +193,13 @@ def _check_needs(target: str, needs: Sequence[str]) -> None:
 class _Conversion:
     """The stages of one request, each on one model."""
 
-    def __init__(self, request: Request, recipe: Recipe, precision: Precision, stages: Stages) -> None:
+    def __init__(self, request: Request, recipe: Recipe, precision: Precision, stages: Stages, own: Own) -> None:
         self.request = request
         self.recipe = recipe
         self.precision = precision
         self.plan = PLANS[request.target]
         self.stages = stages
+        self.own = own
         self.compressed: list[Compressed] = []
 
     def run(self, sources: Sources, work: Path) -> Content:
@@ -179,7 +222,7 @@ class _Conversion:
         difference = None
         if self._is_int8(model):
             assert self.recipe.compress is not None  # `_precision` has seen to it
-            self.compressed.append(Compressor(self.recipe.compress, self.stages).run(model))
+            self.compressed.append(Compressor(self.recipe.compress, self.stages, self.own).run(model))
             self._build(model)
         else:
             self._build(model)
@@ -188,8 +231,9 @@ class _Conversion:
         return self._measure(model, difference) if self.request.measured else []
 
     def _is_int8(self, model: Model) -> bool:
+        """Say whether a model goes through the `Compressor`, be it for its weights' storage alone."""
         compress = self.recipe.compress
-        return self.precision == "int8" and compress is not None and model.name in compress.models
+        return self.precision == "int8" and compress is not None and model.name in compress.changed
 
     def _fold(self, model: Model) -> None:
         """Write the rewritten graph."""
@@ -225,7 +269,8 @@ class _Conversion:
         def action() -> int:
             if self.plan.engine == "paddlelite":
                 # The memory plan gives wrong numbers in int8.
-                self._build_lite(model.name, source, model.built[0], plan=not self._is_int8(model))
+                int8 = self._is_int8(model)
+                self._build_lite(model.name, source, model.built[0], plan=not int8, compacted=int8)
             elif self.plan.engine == "onnxruntime":
                 native.run("build_onnx", model.name, source=model.folded, out=model.built[0])
             else:
@@ -236,9 +281,9 @@ class _Conversion:
         inputs = [digest_of(graph_files(source)), self.request.target]
         self.stages.run(f"build {model.name}", inputs, model.built, action, lambda size: f"{size / 1e6:.1f} MB")
 
-    def _build_lite(self, name: str, source: Path, file: Path, *, plan: bool) -> None:
-        out = file.with_suffix("")
-        native.run("build_lite", name, source=source, out=out, target=self.request.target, plan=plan)
+    def _build_lite(self, name: str, source: Path, file: Path, *, plan: bool, compacted: bool = False) -> None:
+        how = {"target": self.request.target, "plan": plan, "compacted": compacted}
+        native.run("build_lite", name, source=source, out=file.with_suffix(""), **how)
 
     def _refer(self, model: Model) -> None:
         """Run the source model on every shape, for the others to be compared with."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,10 @@ from typing import Any
 import numpy as np
 
 from agent.engines import Engine, EngineSettings, Tensor, open_files
-from agent.errors import AgentError, ConversionError
+from agent.errors import AgentError, BundleError, ConfigError, ConversionError, EngineError, InputError
+from converters import child
+from converters.child import Progress
+from converters.stages import ROOM, room
 
 WARM_RUNS = 2
 TIMED_RUNS = 7
@@ -29,53 +33,84 @@ LITE_TARGETS = {"x86_64": "x86", "aarch64": "arm"}
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(job: str, model: str = "", *, timeout_s: float = TIMEOUT_S, **arguments: object) -> Any:
+def _unseen(done: int, total: int) -> None:
+    """Take how far a job is where nobody looks."""
+
+
+def run(
+    job: str, model: str = "", *, timeout_s: float = TIMEOUT_S, progress: Progress = _unseen, **arguments: object
+) -> Any:
     """Run a job in a new process and return what it returned (anything JSON can hold).
 
     Args:
         job: a key of `JOBS`, or "module.function" of another module of the converters.
         model: what to call the model in an error.
         timeout_s: it must be done by then.
+        progress: takes what the job says with `child.tell`.
         arguments: of the job.
 
     Raises:
         ConversionError: the process failed; the message ends with the last line it printed.
+        ConfigError: there is no room for what it writes.
+        AgentError: as the job itself has raised it.
     """
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "converters.native", job, json.dumps(arguments, default=str)]
+    env = {**os.environ, "PYTHONPATH": path, "GLOG_minloglevel": "2"}
+    places = [Path(str(arguments["out"])).parent] if "out" in arguments else []
+    what = f"{job} {model}".rstrip()
     try:
-        ended = subprocess.run(
-            [sys.executable, "-m", "converters.native", job, json.dumps(arguments, default=str)],
-            env={**os.environ, "PYTHONPATH": path, "GLOG_minloglevel": "2"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        ended = child.run(command, env, timeout_s, progress, places)
     except subprocess.TimeoutExpired as error:
-        raise ConversionError(f"{job} {model}".rstrip() + f": not done after {timeout_s:g} s") from error
-    if ended.returncode:
-        said = ended.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        how = f"signal {-ended.returncode}" if ended.returncode < 0 else f"status {ended.returncode}"
-        raise ConversionError(f"{job} {model}".rstrip() + f": {said[-1].strip()} ({how})")
-    return json.loads(ended.stdout)
+        raise ConversionError(f"{what}: not done after {timeout_s:g} s") from error
+    if ended.status:
+        raise _failed(what, ended)
+    return json.loads(ended.out)
+
+
+def _failed(what: str, ended: child.Ended) -> AgentError:
+    """Return a job's own error, or one that says how its process died."""
+    said = (ended.err.decode(errors="replace").strip().splitlines() or ["no message"])[-1].strip()
+    if ended.status in _ERRORS:
+        return _ERRORS[ended.status](said)
+    if ended.full:
+        return ConfigError(f"{what}: {ended.full[0]}: the disk is full: {ROOM}")
+    if ended.status == -signal.SIGKILL:
+        said = "killed from outside, as happens where memory runs out: close other programs and start again"
+    how = f"signal {-ended.status}" if ended.status < 0 else f"status {ended.status}"
+    return ConversionError(f"{what}: {said} ({how})")
+
+
+_ERRORS: dict[int, type[AgentError]] = {
+    error.code: error for error in (InputError, EngineError, BundleError, ConfigError, ConversionError)
+}
 
 
 # ------------------------------------------------------------------------------------------------ in the child
 
 
-def build_lite(source: str, out: str, target: str, plan: bool) -> None:
-    """Write `out`.nb from a directory with a Paddle inference model.
+def build_lite(source: str, out: str, target: str, plan: bool, compacted: bool = False) -> None:
+    """Write `out`.nb from a directory with a Paddle inference model; the same model gives the same bytes.
 
     Args:
         source: the directory.
         out: path without `.nb`.
         target: key of `LITE_TARGETS`.
         plan: with the rewritten graph's settings; else as `paddle_lite_opt` does by itself.
+        compacted: written again by `storage.compact`.
     """
+    from converters.nbfile import end_in_zeros
+    from converters.storage import compact
+
+    file = Path(f"{out}.nb")
     if plan and target == "x86_64":
         _build_with_memory_plan(source, out)
     else:
         _optimize(source, out, target, "naive_buffer")
+    if compacted:
+        compact(file)
+    else:
+        end_in_zeros(file)
 
 
 def _optimize(source: str, out: str, target: str, kind: str) -> None:
@@ -228,11 +263,17 @@ def _elsewhere(job: str) -> Callable[..., Any]:
 
 def main(job: str, arguments: str) -> None:
     """Do one job; its result is the only thing on standard output."""
+    child.end_with_parent()
     answer = os.dup(1)
     os.dup2(2, 1)  # the native libraries print where they like
+    given = json.loads(arguments)
     try:
-        result = (JOBS.get(job) or _elsewhere(job))(**json.loads(arguments))
-    except (AgentError, ImportError, RuntimeError, ValueError, OSError) as error:
+        with room(given.get("out", job)):
+            result = (JOBS.get(job) or _elsewhere(job))(**given)
+    except AgentError as error:
+        print(f"\n{' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(int(error.code))
+    except (ImportError, RuntimeError, ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
     os.write(answer, json.dumps(result).encode())
 

@@ -82,22 +82,64 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         char_f1: mean drop over the sets of labelled pages.
         worst_char_f1: drop on any one of them.
         car: mean drop of the character accuracy of labelled lines.
+        hmean: mean drop of the detector's hmean on labelled boxes.
         bytes: of all models together.
     """
 
     char_f1: _Share
     worst_char_f1: _Share
     car: _Share
+    hmean: _Share
     bytes: _Positive
+
+
+class Pruning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How channels are taken from models (`converters.pruning`).
+
+    Attributes:
+        models: that lose channels.
+        multiply_adds: share of the source model's that stays.
+        most: share of its channels that a group of convolutions may lose.
+        crops: parts of drawn pictures that this looks at.
+        crop_px: their sides.
+    """
+
+    models: Annotated[tuple[Literal["det", "rec", "cls"], ...], msgspec.Meta(min_length=1)]
+    multiply_adds: _Share
+    most: _Share
+    crops: _Positive
+    crop_px: Annotated[int, msgspec.Meta(ge=32, multiple_of=32)]
+
+
+class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How int8 filters are trained against the float model (`converters.training`).
+
+    Attributes:
+        models: whose filters are trained.
+        steps: of the optimiser.
+        batch: pictures in each.
+        crop_px: sides of the parts of pages that the detector is trained on; the recogniser sees whole lines.
+        rate: by which parameters change in a step at most, as a share of their usual size.
+    """
+
+    models: Annotated[tuple[Literal["det", "rec"], ...], msgspec.Meta(min_length=1)]
+    steps: _Positive
+    batch: _Positive
+    crop_px: Annotated[int, msgspec.Meta(ge=32, multiple_of=32)]
+    rate: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
 
 
 class Compression(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a recipe's models become int8.
 
     Attributes:
+        method: "ptq": filters are rounded (post-training quantisation); "qat": and then trained (`Training`).
         models: those that become int8; the others stay in float.
+        stored: those of the others whose weights are stored in one byte, though they are computed with in float
+            (`converters.storage`).
+        smoothed: those of them whose channels are brought to similar ranges first (`converters.smoothing`).
         rounded: those of them whose filters are rounded by their effect (`converters.rounding`), not to the nearest.
-        rounded_on: pictures that this looks at.
+        rounded_on: pictures that these two look at.
         seed: of the pictures that are drawn.
         windows: pictures that calibrate the detector.
         window_px: their sides.
@@ -108,9 +150,13 @@ class Compression(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_mismatch: largest difference between the built model and its simulation, as a share of what int8 changes.
         pages: labelled pages that are drawn for the gate.
         gate: what may be lost.
+        prune: which channels go before that; None for none.
+        train: how filters are trained, with the method "qat".
     """
 
+    method: Literal["ptq", "qat"]
     models: Annotated[tuple[Literal["det", "rec", "cls"], ...], msgspec.Meta(min_length=1)]
+    smoothed: tuple[Literal["det", "rec", "cls"], ...]
     rounded: tuple[Literal["det", "rec", "cls"], ...]
     rounded_on: _Positive
     seed: Annotated[int, msgspec.Meta(ge=0)]
@@ -123,6 +169,21 @@ class Compression(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_mismatch: _Share
     pages: _Positive
     gate: Gate
+    prune: Pruning | None = None
+    train: Training | None = None
+    stored: tuple[Literal["det", "rec", "cls"], ...] = ()
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """Models whose weights are no longer those of the float bundle."""
+        return frozenset((*self.models, *self.stored))
+
+    def __post_init__(self) -> None:
+        """Refuse a method without its settings, and a model that is to be in float and in int8."""
+        if both := set(self.models) & set(self.stored):
+            raise ValueError(f"{' and '.join(sorted(both))} in models and in stored")
+        if self.method == "qat" and self.train is None:
+            raise ValueError('method = "qat" needs [compress.train]')
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,15 +13,20 @@ from converters.export import Request, convert
 from converters.graph import Graph
 from converters.recipe import Gate, load_recipe
 from converters.scores import Scores
+from converters.storage import to_steps
 from converters.verdict import Pair, failures
-from tests.small_graphs import Builder, small_recognizer
+from tests.small_graphs import Builder, small_classifier, small_recognizer
 from tests.test_export import small_recipe
 
 INT8 = Path(__file__).parents[1] / "models" / "ppocr-v4-int8.toml"
+pytestmark = pytest.mark.timeout(300)  # a bundle in int8 takes a minute, and as long again beside other work
 SMALL = """
 base = "small.toml"
 [compress]
+method = "ptq"
 models = ["det", "rec"]
+stored = ["cls"]
+smoothed = ["det"]
 rounded = ["det"]
 rounded_on = 2
 seed = 1
@@ -37,7 +42,17 @@ pages = 1
 char_f1 = 1.0
 worst_char_f1 = 1.0
 car = 1.0
+hmean = 1.0
 bytes = 1000000
+[cls]
+folder = "unused"
+mean = [0.5, 0.5, 0.5]
+std = [0.5, 0.5, 0.5]
+height = 48
+width = 192
+threshold = 0.9
+check_shapes = [[2, 3, 48, 192]]
+measure_shape = [1, 3, 48, 192]
 """
 
 
@@ -56,6 +71,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     detector().save(folder / "own" / "finder")
     small_recognizer().save(folder / "own" / "reader")
+    small_classifier().save(folder / "own" / "turner")
     (folder / "own" / "reader" / "dict.txt").write_text("\n".join("0123456789") + "\n", encoding="utf-8")
     small_recipe(folder)
     (folder / "int8.toml").write_text(SMALL, encoding="utf-8")
@@ -91,12 +107,36 @@ def test_weights_are_int8_in_the_graph_and_in_the_file(place, bundle):
     assert all(value.tobytes() in file for value in stored)
 
 
+def test_a_stored_model_is_float_in_the_graph_int8_in_the_file_and_judged(place, bundle):
+    made, _ = bundle
+    work = place / "build" / ".work" / "ppocr-v4-aarch64-int8"
+    params = Graph.load(work / "cls" / "int8" / "aarch64").params
+    assert {value.dtype for value in params.values()} == {np.dtype(np.float32)}
+    files = {"bundle": (made.path / "cls.nb").read_bytes(), "judged": (work / "twin" / "cls.nb").read_bytes()}
+    for name in ("w0", "w3", "w6", "w11"):
+        whole = to_steps(params[name], 0).whole.tobytes()
+        assert all(whole in file for file in files.values())
+    assert len(files["bundle"]) < (place / "build" / "ppocr-v4-x86_64-fp32" / "cls.nb").stat().st_size / 2
+
+
+def test_conversions_from_scratch_give_the_same_bundle(place, bundle, tmp_path):
+    made, _ = bundle
+    again = converted(place, force=True, output=tmp_path / "out")[0]
+    assert again.digest == made.digest
+
+
 def test_report_says_what_was_done(place, bundle):
     report = json.loads((place / "build" / "ppocr-v4-aarch64-int8-report" / "report.json").read_text())
-    (det, _) = report["models"]
+    (det, _, cls) = report["models"]
     assert (det["model"], det["layers"], det["kept"]) == ("det", 2, {})
     assert det["kernels"]["conv2d int8"] == 2
     assert det["int8_weights"] == 8 * 3 * 3 * 3 + 8
+    assert (cls["model"], cls["layers"], cls["errors"], cls["left"]) == ("cls", 0, {}, {})
+    assert cls["int8_weights"] == 16 * 27 + 32 * 16 + 32 * 9 + 32 * 32 + 128 * 32 + 128 * 2
+    assert {row["why"] for row in report["layers"]["cls"]} == {
+        "only its weights' storage is in int8, as the recipe says of this model"
+    }
+    assert cls["error"] > 100 * cls["mismatch"], "it is computed with in float"
     assert report["failures"] == []
     assert report["pages"][0]["name"] == "drawn"
     assert "paddleslim" in report["versions"]
@@ -179,6 +219,10 @@ def test_labels_that_are_not_there_are_said_before_any_work(place, tmp_path):
 def test_int8_needs_a_recipe_and_a_target_that_can(place, tmp_path):
     with pytest.raises(ConfigError, match=r"small.toml has no \[compress\]"):
         converted(place, recipe=place / "small.toml", precision="int8")
+    both = place / "both.toml"
+    both.write_text(SMALL.replace('stored = ["cls"]', 'stored = ["cls", "rec"]'), encoding="utf-8")
+    with pytest.raises(ConfigError, match="rec in models and in stored"):
+        converted(place, recipe=both)
     with pytest.raises(ConfigError, match="for aarch64 and x86_64 only, not portable"):
         converted(place, target="portable", precision="int8")
 
@@ -194,7 +238,7 @@ def test_the_shipped_recipe_takes_its_models_from_the_float_one():
 
 
 def figures(char_f1: float, car: float | None) -> Figures:
-    return Figures("a", Scores(1, 0, char_f1, 0.0, car, None, None, 0.0), 1.0, 1.0)
+    return Figures("a", Scores(1, 0, char_f1, 0.0, car, None, None, None, 0.0), 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +254,7 @@ def figures(char_f1: float, car: float | None) -> Figures:
     ],
 )
 def test_the_gate_names_what_it_does_not_let_through(after, total, said):
-    gate = Gate(char_f1=0.01, worst_char_f1=0.015, car=0.05, bytes=100)
+    gate = Gate(char_f1=0.01, worst_char_f1=0.015, car=0.05, hmean=0.05, bytes=100)
     settings = msgspec.structs.replace(load_recipe(INT8).compress, gate=gate)
     found = failures((Pair("a", figures(0.9, 0.8), figures(*after)),), total, settings)
     assert len(found) == len(said)
