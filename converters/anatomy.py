@@ -79,6 +79,7 @@ def parts(model: Compressed, graph: Graph, float_share: float) -> tuple[Part, ..
             name = result(op)
             share = model.errors[name] / total if name in model.errors else None
             why = _why_int8(share, float_share) if int8 else _why_float(op, share, name in able)
+            why = why if model.errors else "only its weights' storage is in int8, as the recipe says of this model"
             found.append(Part(name, op.type, shape, int8, share, model.left.get(name), why))
     return tuple(found)
 

@@ -118,6 +118,34 @@ def small_recognizer(classes: int = 12) -> Graph:
     return build.graph(build.op("softmax", X=x, axis=-1, dims=(-1, -1, classes)))
 
 
+def small_classifier() -> Graph:
+    """Return a direction classifier with a squeeze branch: (N, 3, 48, 192) -> (N, 2).
+
+    Parameters of 256 values and more: w0, w3 and w16 of convolutions, w6 of a depthwise one, w11 of the branch, w21 of
+    a matmul.
+    """
+    build, swish = Builder(), {"threshold": 6.0, "scale": 6.0, "offset": 3.0}
+    x = build.conv(build.input(-1, 3, 48, 192), build.param(16, 3, 3, 3), paddings=[1, 1], strides=[2, 2])
+    x = build.op("hard_swish", X=x, **swish)
+    x = build.op("hard_swish", X=build.conv(x, build.param(32, 16, 1, 1)), **swish)
+    x = build.conv(x, build.param(32, 1, 3, 3), kind="depthwise_conv2d", groups=32, paddings=[1, 1])
+    x = build.add(x, build.param(32), axis=1)  # without a bias, Paddle Lite's int8 kernel for x86 dies
+    gate = build.conv(_mean(build, x, 32), build.param(32, 32, 1, 1))
+    x = build.mul(x, build.op("hard_sigmoid", X=gate, slope=0.2, offset=0.5, dims=(-1, 32, 1, 1)))
+    x = build.op("hard_swish", X=build.conv(x, build.param(128, 32, 1, 1)), **swish)
+    x = build.op("squeeze2", X=_mean(build, x, 128), axes=[2, 3], dims=(-1, 128))
+    x = build.op("matmul_v2", X=x, Y=build.param(128, 2), trans_x=False, trans_y=False, dims=(-1, 2))
+    x = build.add(build.scale(x, 0.001), build.param(2))
+    return build.graph(build.op("softmax", X=x, axis=-1, dims=(-1, 2)))
+
+
+def _mean(build: Builder, x: str, channels: int) -> str:
+    """Add the mean of each channel."""
+    window = {"ksize": [1, 1], "strides": [1, 1], "paddings": [0, 0], "padding_algorithm": "EXPLICIT"}
+    kind = {"pooling_type": "avg", "global_pooling": False, "adaptive": True, "ceil_mode": False, "exclusive": True}
+    return build.op("pool2d", X=x, data_format="NCHW", dims=(-1, channels, 1, 1), **kind, **window)
+
+
 def _with_parameter(graph: Graph) -> Graph:
     """Return a copy that has a parameter: Paddle loads no model without one."""
     copied = copy.deepcopy(graph)

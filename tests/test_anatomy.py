@@ -113,7 +113,14 @@ def test_shares_are_of_all_layers_and_unknown_where_nothing_was_tried(rows):
 
 
 def test_a_layer_without_a_scale_says_that_it_saw_nothing():
-    assert "its input is 0" in parts(compressed(), chained(), float_share=0.3)[0].why
+    model = compressed(errors={"another": 0.1})
+    assert "its input is 0" in parts(model, chained(), float_share=0.3)[0].why
+
+
+def test_layers_of_a_model_that_is_only_stored_say_so():
+    assert {row.why for row in parts(compressed(), chained(), float_share=0.3)} == {
+        "only its weights' storage is in int8, as the recipe says of this model"
+    }
 
 
 def test_a_matmul_with_weights_is_a_layer_and_one_of_two_values_is_not():
