@@ -121,7 +121,7 @@ def small_recognizer(classes: int = 12) -> Graph:
 def small_classifier() -> Graph:
     """Return a direction classifier with a squeeze branch: (N, 3, 48, 192) -> (N, 2).
 
-    Parameters of 256 values and more: w0, w3 and w16 of convolutions, w6 of a depthwise one, w11 of the branch, w21 of
+    Parameters of 256 values and more: w0, w3 and w15 of convolutions, w6 of a depthwise one, w11 of the branch, w21 of
     a matmul.
     """
     build, swish = Builder(), {"threshold": 6.0, "scale": 6.0, "offset": 3.0}
@@ -133,10 +133,9 @@ def small_classifier() -> Graph:
     gate = build.conv(_mean(build, x, 32), build.param(32, 32, 1, 1))
     x = build.mul(x, build.op("hard_sigmoid", X=gate, slope=0.2, offset=0.5, dims=(-1, 32, 1, 1)))
     x = build.op("hard_swish", X=build.conv(x, build.param(128, 32, 1, 1)), **swish)
-    x = build.op("squeeze2", X=_mean(build, x, 128), axes=[2, 3], dims=(-1, 128))
+    x = build.op("squeeze2", X=build.scale(_mean(build, x, 128), 0.001), axes=[2, 3], dims=(-1, 128))
     x = build.op("matmul_v2", X=x, Y=build.param(128, 2), trans_x=False, trans_y=False, dims=(-1, 2))
-    x = build.add(build.scale(x, 0.001), build.param(2))
-    return build.graph(build.op("softmax", X=x, axis=-1, dims=(-1, 2)))
+    return build.graph(build.op("softmax", X=build.add(x, build.param(2)), axis=-1, dims=(-1, 2)))
 
 
 def _mean(build: Builder, x: str, channels: int) -> str:

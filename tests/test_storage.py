@@ -176,6 +176,17 @@ def test_a_matmul_is_stored_where_it_is_fc_and_stays_float_where_it_is_a_matmul(
     assert kinds == {"matmul_v2": np.float32, "fc": np.int8}
 
 
+def test_the_loader_multiplies_the_weights_of_fc_likewise(kit):
+    graph = rounded(small_classifier())
+    # On x86 a matmul becomes the `fc` that it is on ARM in builds with the memory plan only.
+    floats, stored = (kit.build(graph, f"fc{c}", plan=True, compacted=c) for c in (False, True))
+    (block,) = read_nb(stored).program.blocks
+    (fc,) = (op for op in block.operators if op.kind == "fc")
+    names = [name for slot in fc.inputs if slot.name == "W" for name in slot.variables]
+    assert [dtypes(read_nb(stored))[name] for name in names] == [np.int8]
+    assert kit.run(stored, SHAPES["cls"]).tobytes() == kit.run(floats, SHAPES["cls"]).tobytes()
+
+
 def test_weights_that_steps_do_not_give_back_stay_float(kit):
     file = kit.build(small_classifier(), "unrounded", compacted=True)
     assert set(dtypes(read_nb(file)).values()) == {np.dtype(np.float32)}
