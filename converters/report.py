@@ -239,11 +239,15 @@ _ARM_NOTE = (
 def _model(model: Compressed) -> list[str]:
     operators = ", ".join(f"{count} {name}" for name, count in model.kernels.items())
     kept = [f"{name} ({share:.0%} of all layers' errors)" for name, share in model.kept.items()]
+    before, after = (model.trained.get(when, 0.0) for when in ("before", "after"))
+    what = f"{model.layers} convolutions in int8" if model.layers else "computed in float, stored in int8"
+    trained = [f"- training: from {before:.3g} to {after:.3g} in the simulation"]
     return [
-        f"- {model.layers} convolutions in int8: {model.int8_weights} weights of one byte, "
-        f"{model.float_weights} numbers of four (biases, scales and what stays in float)",
+        f"- {what}: {model.int8_weights} weights of one byte, {model.float_weights} numbers of four (biases, scales and "
+        "what stays in float)",
         f"- int8 moves the output by {model.error:.3g}; the kernels that run here differ from the simulation by "
         f"{model.mismatch:.3g}",
+        *(trained if model.trained else []),
         f"- operators on ARM: {operators}",
         f"- left in float for their error: {', '.join(kept) or 'none'}; why others are, the table of layers says",
     ]
