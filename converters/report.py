@@ -243,8 +243,8 @@ def _model(model: Compressed) -> list[str]:
     what = f"{model.layers} convolutions in int8" if model.layers else "computed in float, stored in int8"
     trained = [f"- training: from {before:.3g} to {after:.3g} in the simulation"]
     return [
-        f"- {what}: {model.int8_weights} weights of one byte, {model.float_weights} numbers of four (biases, scales and "
-        "what stays in float)",
+        f"- {what}: {model.int8_weights} weights of one byte, {model.float_weights} numbers of four (biases, scales "
+        "and what stays in float)",
         f"- int8 moves the output by {model.error:.3g}; the kernels that run here differ from the simulation by "
         f"{model.mismatch:.3g}",
         *(trained if model.trained else []),

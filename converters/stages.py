@@ -38,6 +38,7 @@ CODE = (
     "graph.py",
     "network.py",
     "native.py",
+    "conversion.py",
     "export.py",
     *_PASSES,
     *_PRUNING,

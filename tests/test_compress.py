@@ -203,7 +203,7 @@ def test_kernels_that_do_not_follow_the_simulation_are_refused(place, bundle, tm
     plain = place / "build" / "ppocr-v4-x86_64-fp32" / "det.nb"
     with pytest.MonkeyPatch.context() as patch:
         # A model in float in the place of the twin: it differs from the simulation by all that int8 changes.
-        patch.setattr(export.Compressor, "_build_twin", lambda *_: twin.write_bytes(plain.read_bytes()))
+        patch.setattr(compress.Compressor, "_build_twin", lambda *_: twin.write_bytes(plain.read_bytes()))
         with pytest.raises(ConversionError, match="differs from its simulation"):
             converted(place, recipe=recipe, output=tmp_path / "out")
 

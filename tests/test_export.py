@@ -11,7 +11,8 @@ import pytest
 from agent.bundle import ModelBundle
 from agent.errors import ConfigError, ConversionError, EngineError
 from converters import export, native, sources, writing
-from converters.export import Request, check_arm, convert
+from converters.conversion import check_arm
+from converters.export import Request, convert
 from converters.graph import Graph
 from converters.passes import rewrite
 from converters.recipe import load_recipe
