@@ -20,22 +20,35 @@ _ANEW_EVERY_S = 0.3
 
 
 USUAL_S = {
-    "calibrate det": 78.0,
-    "weigh det": 36.0,
-    "calibrate rec": 85.0,
-    "weigh rec": 29.0,
-    "round rec": 192.0,
+    "prune det": 152.0,
+    "calibrate det": 64.0,
+    "weigh det": 40.0,
+    "smooth rec": 18.0,
+    "calibrate rec": 84.0,
+    "weigh rec": 28.0,
+    "round rec": 224.0,
+    "agree rec": 18.0,
+    "train det": 1000.0,
+    "train rec": 1000.0,
     "draw pages": 17.0,
-    "read drawn": 120.0,
+    "read drawn": 275.0,
 }
 """Seconds of the stages of models/ppocr-v4-int8.toml that take longest: two cores of an AMD EPYC, 2026-11-21."""
 
 
 def usual_times(settings: Compression) -> dict[str, float]:
     """Return the seconds that the long stages of a compression usually take, by name."""
-    left_out = {f"round {name}" for name in settings.models if name not in settings.rounded}
+    wanted = {"prune": settings.prune.models if settings.prune else (), "smooth": settings.smoothed}
+    wanted |= {"round": settings.rounded, "train": settings.train.models if settings.train else ()}
+    if settings.method != "qat":
+        wanted["train"] = ()
     about = {*settings.models, "pages", "drawn"}
-    return {name: time_s for name, time_s in USUAL_S.items() if name.split()[1] in about and name not in left_out}
+    found = {}
+    for name, time_s in USUAL_S.items():
+        stage, what = name.split()
+        if what in wanted.get(stage, about):
+            found[name] = time_s
+    return found
 
 
 class Meter:

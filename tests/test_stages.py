@@ -3,6 +3,7 @@ import json
 import os
 import resource
 
+import msgspec
 import pytest
 
 from agent.errors import ConfigError, ConversionError
@@ -189,4 +190,7 @@ def test_stages_that_are_up_to_date_are_not_waited_for(tmp_path, clock):
 
 def test_the_table_of_usual_times_fits_the_recipe():
     settings = load_recipe(ROOT / "models" / "ppocr-v4-int8.toml").compress
-    assert usual_times(settings) == USUAL_S
+    assert usual_times(msgspec.structs.replace(settings, method="qat")) == USUAL_S
+    assert USUAL_S.keys() - usual_times(settings).keys() == {"train det", "train rec"}
+    plain = msgspec.structs.replace(settings, prune=None, rounded=())
+    assert usual_times(settings).keys() - usual_times(plain).keys() == {"prune det", "round rec"}
