@@ -192,4 +192,10 @@ def _affine(graph: Graph, source: str, target: str, scale: Floats, bias: Floats)
 
 
 _SAVED = ("SavedMean", "SavedVariance")
-_NORM: dict[str, Value] = {"epsilon": 0.0, "momentum": 0.9, "is_test": True, "use_global_stats": False, "data_layout": "NCHW"}
+_NORM: dict[str, Value] = {
+    "epsilon": 0.0,
+    "momentum": 0.9,
+    "is_test": True,
+    "use_global_stats": False,
+    "data_layout": "NCHW",
+}
