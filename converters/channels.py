@@ -89,15 +89,19 @@ def find_groups(network: Network, graph: Graph, areas: Mapping[str, int]) -> tup
             have next to no share in the work and keep their channels.
     """
     found: dict[frozenset[str], Group] = {}
+    covered: set[str] = set()
     wrapped = _wrap(network)
     for op in graph.ops:
         filters = only(op, "Filter")
+        if filters in covered:
+            continue
         if op.type == "conv2d" and areas.get(result(op), 0) > 1 and graph.params[filters].shape[0] > 1:
             parts = _parts(wrapped, graph, filters)
             key = frozenset(part.param for part in parts)
             if parts and key not in found:
                 readers = _readers(graph, parts)
                 found[key] = Group(filters, graph.params[filters].shape[0], parts, readers)
+                covered |= {part.param for part in parts if part.axis == 0}
     return tuple(group for group in found.values() if group.readers)
 
 

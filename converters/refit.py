@@ -51,14 +51,22 @@ class _Fitting:
         self._teacher, self._student = Network(whole), Network(slim)
         self._crops = crops
         self._left = left
+        self._changed = self._find_changed()
 
     def can(self, op: Any) -> bool:
         """Say whether an operator's input has changed, and is a picture."""
-        source = only(op, "Input")
-        now, before = (network.fetch([source], self._crops[:1])[0] for network in (self._student, self._teacher))
-        if now.shape[2:] == (1, 1):
-            return False
-        return bool(now.shape != before.shape or np.abs(now - before).max() >= 1e-4 * np.abs(before).max())
+        return only(op, "Input") in self._changed
+
+    def _find_changed(self) -> set[str]:
+        """Return what full convolutions read, of more than one pixel, that is not what it was in the whole model."""
+        names = sorted({only(op, "Input") for op in self._graph.ops if op.type in FULL})
+        pairs = zip(*(network.fetch(names, self._crops[:1]) for network in (self._student, self._teacher)), strict=True)
+        found = set()
+        for name, (now, before) in zip(names, pairs, strict=True):
+            same = now.shape == before.shape and np.abs(now - before).max() < 1e-4 * np.abs(before).max()
+            if now.shape[2:] != (1, 1) and not same:
+                found.add(name)
+        return found
 
     def fit(self, op: Any) -> None:
         """Give an operator the filters, and the bias, that come closest to what it gave in the whole model."""
