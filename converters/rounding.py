@@ -1,15 +1,15 @@
 """Filters rounded so that each layer's output stays, not each weight; layer by layer, on what int8 has left so far.
 
 For a layer with filters w, inputs x in float and z as the layers before it, already in int8, give them: first the float
-filters are moved to those that make w x from z best (least squares, as far as that serves other pictures), then they
-are rounded so that the output on z changes least, which is a quadratic form in the rounding error (Nagel et al. 2020,
-"Up or Down?"; Frantar et al. 2022, "GPTQ"), by coordinate descent over the integers. What is left of the mean goes into
-the bias. Runs in a process of its own (`native`).
+filters are moved to those that make w x from z best (least squares), then they are rounded so that the output on z
+changes least, which is a quadratic form in the rounding error (Nagel et al. 2020, "Up or Down?"; Frantar et al. 2022,
+"GPTQ"), by coordinate descent over the integers. What is left of the mean goes into the bias. Runs in a process of its
+own (`native`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,13 @@ from converters.params import Array
 from converters.quantize import PAIR, STEPS, Layer, filter_scales, largest_pairs, layers_of, quantize, whole_steps
 
 PATCHES = 8000
-"""Places of a layer's input that are looked at, spread over all pictures."""
+"""Places of a layer's input that are looked at."""
 WIDE = 1500
 """Layers whose filters have more values are not moved by least squares: there are too few places for them."""
 DAMPING = 0.01
-STRENGTHS = (0.01, 0.1, 1.0, np.inf)
-"""How much filters are held to what they were in float; each layer takes the one that serves the last quarter of the
-places best, which least squares have not seen. With 0.01 throughout, on 32 lines, the first convolution behind the
-recogniser's backbone (1440 values, 1280 places) lost 0.0005 of its output there and 0.054 on real lines; not moved at
-all, 0.0026 and 0.046."""
 GRID = (1.0, 1.1)
 """Scales that are tried, as multiples of `filter_scales`."""
 SWEEPS = 6
-_BATCH = 16
 
 Floats = npt.NDArray[np.float64]
 
@@ -86,55 +80,20 @@ def round_layers(
     layers = [layer for layer in layers_of(plain) if layer.name not in kept and activations.get(layer.source)]
     coarse = Graph.load(Path(source))
     quantize(coarse, activations, layers)
-    after, wanted = Network(coarse), _outputs(plain, layers, inputs)
+    before, after = Network(plain), Network(coarse)
     saved: dict[str, Array] = {}
     left: dict[str, float] = {}
     for layer in child.counted(layers, grows=2):  # later ones are wider, and further from the input
         op = next(op for op in plain.ops if result(op) == layer.name)
         read = next(only(op, "Input") for op in coarse.ops if result(op) == layer.name)
-        seen = [patches(after.fetch([read], part)[0], op, layer, **which) for part, which in _parts(inputs)]
-        rounded = round_layer(plain.params[only(op, "Filter")], layer, wanted[layer.name], np.concatenate(seen))
+        pairs = ((before, layer.source), (after, read))
+        rows = [patches(network.fetch([name], inputs)[0], op, layer) for network, name in pairs]
+        rounded = round_layer(plain.params[only(op, "Filter")], layer, *rows)
         _put(after, coarse, layer, rounded)
         saved |= {f"{layer.name}.{key}": getattr(rounded, key) for key in ("steps", "scales", "shift")}
         left[layer.name] = rounded.left
     np.savez(out, **saved)
     return left
-
-
-def _parts(inputs: Array) -> Iterator[tuple[Array, dict[str, int]]]:
-    """Yield pictures some at a time, and which places of a layer's input to look at there."""
-    for start in range(0, len(inputs), _BATCH):
-        part = inputs[start : start + _BATCH]
-        yield part, {"count": -(-PATCHES * len(part) // len(inputs)), "seed": start}
-
-
-def _outputs(graph: Graph, layers: Sequence[Layer], inputs: Array) -> dict[str, Floats]:
-    """Return what layers give in float at the places that are looked at, (places, groups, out per group)."""
-    network, ops = Network(graph), {result(op): op for op in graph.ops}
-    sources = [*dict.fromkeys(layer.source for layer in layers)]
-    found: dict[str, list[Floats]] = {layer.name: [] for layer in layers}
-    for part, which in _parts(inputs):
-        values = dict(zip(sources, network.fetch(sources, part), strict=True))
-        for layer in layers:
-            op = ops[layer.name]
-            seen = patches(values[layer.source], op, layer, **which)
-            found[layer.name].append(outputs(graph.params[only(op, "Filter")], seen))
-    return {name: np.concatenate(rows) for name, rows in found.items()}
-
-
-def outputs(filters: Array, seen: Floats) -> Floats:
-    """Return what filters give, without a bias.
-
-    Args:
-        filters: (out, in / groups, h, w).
-        seen: (places, groups, values).
-
-    Returns:
-        float64 (places, groups, out per group).
-    """
-    flat = filters.reshape(seen.shape[1], -1, seen.shape[2]).astype(np.float64)
-    given: Floats = np.einsum("pgv,gov->pgo", seen, flat, optimize=True)
-    return given
 
 
 def _put(network: Network, graph: Graph, layer: Layer, rounded: Rounded) -> None:
@@ -149,15 +108,13 @@ def _put(network: Network, graph: Graph, layer: Layer, rounded: Rounded) -> None
         network.set(bias, value + rounded.shift.reshape(value.shape))
 
 
-def patches(values: Array, op: Any, layer: Layer, count: int = PATCHES, seed: int = 0) -> Floats:
+def patches(values: Array, op: Any, layer: Layer) -> Floats:
     """Return what a layer's filters see at some places of its input, always the same ones for one shape.
 
     Args:
         values: float32 (N, C, H, W).
         op: the convolution.
         layer: the same.
-        count: places.
-        seed: other ones for another.
 
     Returns:
         float64 (places, C, h * w) for depthwise layers, (places, 1, C * h * w) for others.
@@ -168,29 +125,41 @@ def patches(values: Array, op: Any, layer: Layer, count: int = PATCHES, seed: in
     view = np.lib.stride_tricks.sliding_window_view(wide, layer.shape[2:], axis=(2, 3))  # type: ignore[call-overload]
     view = view[:, :, :: strides[0], :: strides[1]]
     places = view.shape[0] * view.shape[2] * view.shape[3]
-    chosen = np.sort(np.random.default_rng(seed).choice(places, min(places, count), replace=False))
+    chosen = np.sort(np.random.default_rng(0).choice(places, min(places, PATCHES), replace=False))
     picture, row, column = np.unravel_index(chosen, (view.shape[0], *view.shape[2:4]))
     seen: Floats = view[picture, :, row, column].astype(np.float64)
     return seen.reshape(len(seen), seen.shape[1] if layer.kind == "depthwise_conv2d" else 1, -1)
 
 
-def round_layer(filters: Array, layer: Layer, wanted: Floats, after: Floats) -> Rounded:
+def round_layer(filters: Array, layer: Layer, before: Floats, after: Floats) -> Rounded:
     """Return a layer's filters in int8.
 
     Args:
         filters: float32 (out, in / groups, h, w).
         layer: which.
-        wanted: what it gives in float, (places, groups, out per group).
-        after: what it sees in int8, (places, groups, values).
+        before: what it sees in float, (places, groups, values).
+        after: what it sees in int8.
     """
-    groups = after.shape[1]
+    groups = before.shape[1]
     flat = filters.reshape(groups, -1, after.shape[2]).astype(np.float64)  # (groups, out per group, values)
-    target = move(flat, wanted, after) if after.shape[2] < WIDE else flat
-    moments = _damped(_moments(_centred(after)), DAMPING)
+    wanted = np.einsum("pgv,gov->pgo", before, flat)
+    middle = after.mean(axis=0)
+    centred = np.ascontiguousarray((after - middle).transpose(1, 0, 2))  # (groups, places, values)
+    moments = centred.transpose(0, 2, 1) @ centred / len(after)
+    moments += (
+        np.eye(moments.shape[1])
+        * (DAMPING * np.trace(moments, axis1=1, axis2=2) / moments.shape[1] + 1e-9)[:, None, None]
+    )
+    target = flat
+    if after.shape[2] < WIDE:
+        missing = wanted - np.einsum("pgv,gov->pgo", after, flat)
+        missing -= missing.mean(axis=0)
+        cross = centred.transpose(0, 2, 1) @ missing.transpose(1, 0, 2) / len(after)  # (groups, values, out)
+        target = flat + np.linalg.solve(moments, cross).transpose(0, 2, 1)
     base = filter_scales(target.reshape(filters.shape).astype(np.float32), layer.kind).astype(np.float64)
     steps, scales = _best(target, base.reshape(groups, -1) / STEPS, moments, layer)
     rounded = steps * scales[:, :, None]
-    made = np.einsum("pgv,gov->pgo", after, rounded, optimize=True)
+    made = np.einsum("pgv,gov->pgo", after, rounded)
     shift = wanted.mean(axis=0) - made.mean(axis=0)
     left = float(((wanted - made - shift) ** 2).mean() / max(1e-12, wanted.var(axis=0).mean()))
     return Rounded(
@@ -199,52 +168,6 @@ def round_layer(filters: Array, layer: Layer, wanted: Floats, after: Floats) -> 
         shift.reshape(-1),
         left,
     )
-
-
-def move(flat: Floats, wanted: Floats, after: Floats) -> Floats:
-    """Return filters moved so that they make the wanted outputs, as far as that serves other pictures too.
-
-    Args:
-        flat: (groups, out per group, values).
-        wanted: (places, groups, out per group), in the order of pictures.
-        after: (places, groups, values).
-    """
-    last = len(after) * 3 // 4
-    fitted = {strength: _fit(flat, wanted[:last], after[:last], strength) for strength in STRENGTHS}
-    return _fit(flat, wanted, after, min(STRENGTHS, key=lambda s: _error(fitted[s], wanted[last:], after[last:])))
-
-
-def _fit(flat: Floats, wanted: Floats, after: Floats, strength: float) -> Floats:
-    """Return the filters of least squares, held to the given ones with some strength."""
-    if strength == np.inf:
-        return flat
-    centred = _centred(after)
-    missing = wanted - np.einsum("pgv,gov->pgo", after, flat, optimize=True)
-    missing -= missing.mean(axis=0)
-    cross = centred.transpose(0, 2, 1) @ missing.transpose(1, 0, 2) / len(after)  # (groups, values, out)
-    found: Floats = flat + np.linalg.solve(_damped(_moments(centred), strength), cross).transpose(0, 2, 1)
-    return found
-
-
-def _error(flat: Floats, wanted: Floats, after: Floats) -> float:
-    error = wanted - np.einsum("pgv,gov->pgo", after, flat, optimize=True)
-    return float(((error - error.mean(axis=0)) ** 2).mean())
-
-
-def _centred(after: Floats) -> Floats:
-    return np.ascontiguousarray((after - after.mean(axis=0)).transpose(1, 0, 2))  # (groups, places, values)
-
-
-def _moments(centred: Floats) -> Floats:
-    found: Floats = centred.transpose(0, 2, 1) @ centred / centred.shape[1]
-    return found
-
-
-def _damped(moments: Floats, strength: float) -> Floats:
-    """Return second moments with a share of their mean on the diagonal."""
-    mean = np.trace(moments, axis1=1, axis2=2) / moments.shape[1]
-    damped: Floats = moments + np.eye(moments.shape[1]) * (strength * mean + 1e-9)[:, None, None]
-    return damped
 
 
 def _best(target: Floats, base: Floats, moments: Floats, layer: Layer) -> tuple[Floats, Floats]:

@@ -33,7 +33,7 @@ line_px = 64
 percentile = 0.9999
 float_share = 0.5
 max_mismatch = 0.9
-pages = 1
+pages = 2
 [compress.prune]
 models = ["det"]
 multiply_adds = 0.8
