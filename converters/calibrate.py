@@ -24,6 +24,12 @@ def tensors(pictures: npt.NDArray[np.uint8], mean: Sequence[float], std: Sequenc
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
+def random_part(picture: npt.NDArray[np.uint8], size: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Return a square part of a picture, uint8 (size, size, 3)."""
+    top, left = (int(rng.integers(0, max(1, length - size + 1))) for length in picture.shape[:2])
+    return picture[top : top + size, left : left + size]
+
+
 def calibrate(
     source: str, pictures: str, mean: Sequence[float], std: Sequence[float], percentile: float, out: str
 ) -> int:

@@ -140,7 +140,7 @@ class Compressor:
         files = {"source": model.current, "pictures": teaching(model), "out": smoothed.current}
         self._stages.run(
             f"smooth {model.name}",
-            [_digest(model), digest_of([teaching(model)]), looked],
+            [model.digest(), digest_of([teaching(model)]), looked],
             graph_files(smoothed.current),
             lambda: self._run("smoothing.smooth", model, **files, **looked),
             lambda counts: f"{sum(counts.values())} layers, {counts.get('added', 0)} operators added",
@@ -153,7 +153,7 @@ class Compressor:
         arguments = {"source": model.current, "pictures": teaching(model), "percentile": percentile, **model.numbers}
         self._stages.run(
             f"calibrate {model.name}",
-            [_digest(model), digest_of([teaching(model)]), percentile],
+            [model.digest(), digest_of([teaching(model)]), percentile],
             [out],
             lambda: self._run("calibrate.calibrate", model, out=out, **arguments),
             lambda count: f"{count} activations",
@@ -163,7 +163,7 @@ class Compressor:
         """Return how far the output moves when a layer alone is in int8, by layer."""
         arguments = {"source": model.current, "scales": model.scales, "pictures": checked(model)}
         arguments |= {"count": checked_count(model), **model.numbers}
-        inputs = [_digest(model), digest_of([model.scales, checked(model)])]
+        inputs = [model.digest(), digest_of([model.scales, checked(model)])]
         found = self._stages.run(
             f"weigh {model.name}",
             inputs,
@@ -200,7 +200,7 @@ class Compressor:
         def told(counts: Any) -> str:
             return f"{counts['layers']} layers; {counts['stored']} weights of float in one byte"
 
-        inputs = [_digest(model), digest_of([*known, *([file] if file else [])]), kept]
+        inputs = [model.digest(), digest_of([*known, *([file] if file else [])]), kept]
         return dict(self._stages.run(f"quantise {model.name}", inputs, outputs, action, told))
 
     def _build_twin(self, model: Model) -> None:
@@ -283,10 +283,6 @@ def _weights(graph: Graph) -> tuple[int, int]:
     """Return how many values are stored in one byte, and in four."""
     sizes = [(value.itemsize, value.size) for value in graph.params.values()]
     return sum(size for item, size in sizes if item == 1), sum(size for item, size in sizes if item == 4)
-
-
-def _digest(model: Model) -> str:
-    return digest_of(graph_files(model.current))
 
 
 def _twin(model: Model) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 
 from converters import native
 from converters.graph import Graph, bias_of
-from converters.model import Model, digest_of, graph_files
+from converters.model import Model
 from converters.pictures import checked, teaching
 from converters.quantize import Filters, Layer
 from converters.recipe import Compression
@@ -81,7 +81,7 @@ def _round(model: Model, kept: list[str], settings: Compression, stages: Stages,
     files = {"source": model.current, "scales": model.scales, "pictures": teaching(model), "out": out}
     found = stages.run(
         f"round {model.name}",
-        [_digest(model, model.scales, teaching(model)), kept, settings.rounded_on],
+        [model.digest(model.scales, teaching(model)), kept, settings.rounded_on],
         [out],
         lambda: native.run(
             "rounding.round_layers",
@@ -111,7 +111,7 @@ def _train(
     given = [file for file in files.values() if isinstance(file, Path) and file.is_file() and file != out]
     found = stages.run(
         f"train {model.name}",
-        [_digest(model, *given), kept, numbers],
+        [model.digest(*given), kept, numbers],
         [out],
         lambda: native.run(
             "training.train",
@@ -125,7 +125,3 @@ def _train(
         lambda moved: f"int8 moves the output by {moved['after']:.3g}, {moved['before']:.3g} before training",
     )
     return out, dict(found)
-
-
-def _digest(model: Model, *files: Path) -> str:
-    return digest_of([*graph_files(model.current), *files])

@@ -55,6 +55,10 @@ class Model(msgspec.Struct, frozen=True):
         """Directory of the graph in float as the stages so far have left it."""
         return self.work / self.stage
 
+    def digest(self, *files: Path) -> str:
+        """Return one sha256 of that graph and of files that a stage reads besides."""
+        return digest_of([*graph_files(self.current), *files])
+
     @property
     def scales(self) -> Path:
         """The file that says what 127 steps of each activation stand for."""

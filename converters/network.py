@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from converters.calibrate import load_program
-from converters.graph import Graph
+from converters.graph import Graph, attribute
 from converters.params import Array
 
 _BATCH = 16
@@ -73,3 +73,18 @@ def trainable(network: Network) -> Any:
         if op.type in ("feed", "fetch"):
             block._remove_op(index)
     return program
+
+
+def windows(values: Array, op: Any, sides: tuple[int, ...]) -> Array:
+    """Return what a convolution's filters see in each place, a view (N, C, rows, columns, *sides).
+
+    Args:
+        values: float32 (N, C, H, W).
+        op: the convolution.
+        sides: height and width of its filters.
+    """
+    pads, strides = attribute(op, "paddings"), attribute(op, "strides")
+    top, side = (pads[0], pads[1]) if len(pads) == 2 else (pads[0], pads[2])
+    wide = np.pad(values, ((0, 0), (0, 0), (top, top), (side, side)))
+    view: Array = np.lib.stride_tricks.sliding_window_view(wide, sides, axis=(2, 3))  # type: ignore[call-overload]
+    return view[:, :, :: strides[0], :: strides[1]]

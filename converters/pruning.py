@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters import child
-from converters.calibrate import Tensors, tensors
+from converters.calibrate import Tensors, random_part, tensors
 from converters.channels import Group, Reader, areas_of, cut, cut_shapes, find_groups, multiply_adds
 from converters.graph import Graph, only
 from converters.network import Network
@@ -106,12 +106,8 @@ def count_multiply_adds(source: str, shape: Sequence[int]) -> int:
 
 def cut_crops(pictures: npt.NDArray[np.uint8], count: int, size: int) -> npt.NDArray[np.uint8]:
     """Return square parts of pictures, always the same ones, uint8 (count, size, size, 3)."""
-    rng, found = np.random.default_rng(0), []
-    for index in range(count):
-        picture = pictures[index % len(pictures)]
-        top, left = (int(rng.integers(0, max(1, length - size + 1))) for length in picture.shape[:2])
-        found.append(picture[top : top + size, left : left + size])
-    return np.stack(found)
+    rng = np.random.default_rng(0)
+    return np.stack([random_part(pictures[index % len(pictures)], size, rng) for index in range(count)])
 
 
 class _Pruning:
@@ -228,12 +224,13 @@ class _Pruning:
                 for state in solved:
                     start = state.reader.start
                     self._removed.setdefault(state.reader.source, set()).update(start + one for one in state.gone)
+        outputs = self._outputs()
         left = {
             part.param: [index for index in range(group.channels) if index not in gone[group.name]]
             for group in self.groups
             if group.name in gone
             for part in group.parts
-            if part.axis == 0 and part.param in self._outputs()
+            if part.axis == 0 and part.param in outputs
         }
         return cut(self._network, self._graph, gone), left
 

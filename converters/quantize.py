@@ -75,6 +75,11 @@ def _is_pixel(graph: Graph, name: str) -> bool:
     return graph.shape(name)[2:] == [1, 1]
 
 
+def able_layers(graph: Graph, activations: Mapping[str, float], kept: Collection[str]) -> list[Layer]:
+    """Return those of `layers_of` that are not kept in float and whose input has a scale."""
+    return [layer for layer in layers_of(graph) if layer.name not in kept and activations.get(layer.source)]
+
+
 def filter_scales(filters: Array, kind: str) -> npt.NDArray[np.float32]:
     """Return the scale of each output channel: what 127 steps stand for.
 
@@ -170,7 +175,7 @@ def quantize(
             source = only(op, "Input")
             if source not in ready:
                 ready[source] = _add_activation(graph, ops, source, activations[source])
-            given = (filters or {}).get(result(op)) or _nearest(graph.params[only(op, "Filter")], op.type)
+            given = (filters or {}).get(result(op)) or nearest(graph.params[only(op, "Filter")], op.type)
             rounded = _add_filter(graph, ops, op, given)
             for slot in op.inputs:
                 if slot.parameter in ("Input", "Filter"):
@@ -189,7 +194,8 @@ def _add_activation(graph: Graph, ops: list[Any], name: str, scale: float) -> st
     return rounded
 
 
-def _nearest(filters: Array, kind: str) -> Filters:
+def nearest(filters: Array, kind: str) -> Filters:
+    """Return filters with each value at the nearest step."""
     scales = filter_scales(filters, kind)
     steps = whole_steps(filters / scales[:, None, None, None] * STEPS)
     return Filters(steps.astype(np.int8), scales)

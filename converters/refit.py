@@ -12,7 +12,7 @@ from converters import child
 from converters.calibrate import Tensors
 from converters.channels import FULL
 from converters.graph import Graph, attribute, bias_of, only, result
-from converters.network import Network
+from converters.network import Network, windows
 from converters.params import Array
 
 RIDGE = 1e-2
@@ -135,11 +135,7 @@ def _seen(op: Any, value: Array, kernel: int) -> Array:
     """Return what the filters see at each place of one picture, (places, values)."""
     if op.type.endswith("transpose"):
         return value.transpose(0, 2, 3, 1).reshape(-1, value.shape[1])
-    pads, strides = attribute(op, "paddings"), attribute(op, "strides")
-    top, side = (pads[0], pads[1]) if len(pads) == 2 else (pads[0], pads[2])
-    wide = np.pad(value, ((0, 0), (0, 0), (top, top), (side, side)))
-    view = np.lib.stride_tricks.sliding_window_view(wide, (kernel, kernel), axis=(2, 3))  # type: ignore[call-overload]
-    view = view[:, :, :: strides[0], :: strides[1]]
+    view = windows(value, op, (kernel, kernel))
     rows: Array = view.transpose(0, 2, 3, 1, 4, 5).reshape(view.shape[2] * view.shape[3], -1)
     return rows
 

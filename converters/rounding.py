@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from converters import child
 from converters.calibrate import tensors
-from converters.graph import Graph, attribute, bias_of, only, result
-from converters.network import Network
+from converters.graph import Graph, bias_of, only, result
+from converters.network import Network, windows
 from converters.params import Array
-from converters.quantize import PAIR, STEPS, Layer, filter_scales, largest_pairs, layers_of, quantize, whole_steps
+from converters.quantize import PAIR, STEPS, Layer, able_layers, filter_scales, largest_pairs, quantize, whole_steps
 
 PATCHES = 8000
 """Places of a layer's input that are looked at."""
@@ -77,7 +77,7 @@ def round_layers(
     activations = msgspec.json.decode(Path(scales).read_bytes(), type=dict[str, float])
     inputs = tensors(np.load(pictures)[:count], mean, std)
     plain = Graph.load(Path(source))
-    layers = [layer for layer in layers_of(plain) if layer.name not in kept and activations.get(layer.source)]
+    layers = able_layers(plain, activations, kept)
     coarse = Graph.load(Path(source))
     quantize(coarse, activations, layers)
     before, after = Network(plain), Network(coarse)
@@ -119,11 +119,7 @@ def patches(values: Array, op: Any, layer: Layer) -> Floats:
     Returns:
         float64 (places, C, h * w) for depthwise layers, (places, 1, C * h * w) for others.
     """
-    pads, strides = attribute(op, "paddings"), attribute(op, "strides")
-    top, side = (pads[0], pads[1]) if len(pads) == 2 else (pads[0], pads[2])
-    wide = np.pad(values, ((0, 0), (0, 0), (top, top), (side, side)))
-    view = np.lib.stride_tricks.sliding_window_view(wide, layer.shape[2:], axis=(2, 3))  # type: ignore[call-overload]
-    view = view[:, :, :: strides[0], :: strides[1]]
+    view = windows(values, op, layer.shape[2:])
     places = view.shape[0] * view.shape[2] * view.shape[3]
     chosen = np.sort(np.random.default_rng(0).choice(places, min(places, PATCHES), replace=False))
     picture, row, column = np.unravel_index(chosen, (view.shape[0], *view.shape[2:4]))

@@ -8,7 +8,7 @@ import msgspec
 
 from converters import native
 from converters.graph import Graph
-from converters.model import Model, digest_of, graph_files
+from converters.model import Model, graph_files
 from converters.passes import rewrite
 from converters.pictures import teaching
 from converters.recipe import Pruning
@@ -42,11 +42,11 @@ def slim(model: Model, settings: Pruning, stages: Stages) -> tuple[Model, Slimme
     pruned = msgspec.structs.replace(model, stage="slim")
     pictures, shape = teaching(model), model.section.measure_shape
     arguments = {"source": model.current, "pictures": pictures, "whole": whole, "shape": shape, "out": pruned.current}
-    arguments |= {"mean": model.section.mean, "std": model.section.std, "count": settings.crops}
+    arguments |= {**model.numbers, "count": settings.crops}
     arguments |= {"size": settings.crop_px, "share": settings.multiply_adds, "most": settings.most}
     found = stages.run(
         f"prune {model.name}",
-        [digest_of([*graph_files(model.current), pictures]), msgspec.to_builtins(settings), whole],
+        [model.digest(pictures), msgspec.to_builtins(settings), whole],
         graph_files(pruned.current),
         lambda: native.run("pruning.prune", model.name, timeout_s=TIMEOUT_S, progress=stages.progress, **arguments),
         lambda result: f"{result['multiply_adds'] / whole:.2f} of the multiply-adds stay",
@@ -82,6 +82,6 @@ def _build(model: Model, stages: Stages) -> Path:
         native.run("build_lite", model.name, source=ready, out=out.with_suffix(""), target="x86_64", plan=True)
         return out.stat().st_size
 
-    inputs = digest_of(graph_files(model.current))
+    inputs = model.digest()
     stages.run(f"pruned {model.name}", inputs, [out], action, lambda size: f"{size / 1e6:.1f} MB in float")
     return out

@@ -17,7 +17,7 @@ import numpy as np
 
 from converters import child
 from converters.agreement import distance
-from converters.calibrate import Tensors, tensors
+from converters.calibrate import Tensors, random_part, tensors
 from converters.filters import shift_bias
 from converters.graph import Graph, bias_of, only, result
 from converters.network import Network, trainable
@@ -27,9 +27,9 @@ from converters.quantize import (
     STEPS,
     Filters,
     Layer,
-    filter_scales,
+    able_layers,
     keep_pairs,
-    layers_of,
+    nearest,
     quantize,
     whole_steps,
 )
@@ -80,7 +80,7 @@ def train(
     """
     activations = msgspec.json.decode(Path(scales).read_bytes(), type=dict[str, float])
     graph = Graph.load(Path(source))
-    layers = [layer for layer in layers_of(graph) if layer.name not in kept and activations.get(layer.source)]
+    layers = able_layers(graph, activations, kept)
     start = starting_point(graph, layers, filters)
     student = _Student(graph, activations, layers, start)
     lessons = _Lessons(np.load(pictures), Network(graph), batch, size, (mean, std))
@@ -107,12 +107,11 @@ def starting_point(graph: Graph, layers: Sequence[Layer], file: str) -> dict[str
     archive = dict(np.load(file)) if file else {}
     for layer in layers:
         if f"{layer.name}.steps" in archive:
-            steps, scales, shift = (archive[f"{layer.name}.{key}"] for key in ("steps", "scales", "shift"))
+            filters = Filters(archive[f"{layer.name}.steps"], archive[f"{layer.name}.scales"])
+            found[layer.name] = (filters, archive[f"{layer.name}.shift"])
         else:
             values = graph.params[only(by_name[layer.name], "Filter")]
-            scales, shift = filter_scales(values, layer.kind), np.zeros(layer.shape[0])
-            steps = whole_steps(values / scales[:, None, None, None] * STEPS).astype(np.int8)
-        found[layer.name] = (Filters(steps, scales), shift)
+            found[layer.name] = (nearest(values, layer.kind), np.zeros(layer.shape[0]))
     return found
 
 
@@ -162,17 +161,11 @@ class _Lessons:
     def draw(self, step: int) -> tuple[Tensors, Tensors]:
         """Return a batch of inputs, and the teacher's outputs."""
         rng = np.random.default_rng(step)
-        chosen = [
-            self._crop(self._pictures[index], rng) for index in rng.integers(len(self._pictures), size=self._batch)
-        ]
+        chosen = [self._pictures[index] for index in rng.integers(len(self._pictures), size=self._batch)]
+        if self._size:
+            chosen = [random_part(picture, self._size, rng) for picture in chosen]
         inputs = tensors(np.stack(chosen), *self._numbers)
         return inputs, self.teacher.run(inputs)
-
-    def _crop(self, picture: Array, rng: np.random.Generator) -> Array:
-        if not self._size:
-            return picture
-        top, left = (int(rng.integers(0, max(1, length - self._size + 1))) for length in picture.shape[:2])
-        return picture[top : top + self._size, left : left + self._size]
 
 
 class _Student:
