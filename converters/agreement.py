@@ -45,7 +45,7 @@ def layer_errors(
 def agreement(
     source: str, simulated: str, twin: str, pictures: str, mean: Sequence[float], std: Sequence[float], count: int
 ) -> dict[str, float]:
-    """Return how far the simulated int8 model is from the float one, and the built one from the simulated one.
+    """Return how far the simulated and the built int8 model are from the float one, and the built from the simulated.
 
     Args:
         source: directory of the model in float.
@@ -57,10 +57,14 @@ def agreement(
         count: of pictures.
     """
     inputs = tensors(np.load(pictures)[:count], mean, std)
-    expected = _outputs(Path(simulated), inputs)
+    plain, expected = _outputs(Path(source), inputs), _outputs(Path(simulated), inputs)
     built = open_files("paddlelite", (Path(twin),), EngineSettings(engine="paddlelite"))
     found = np.concatenate([built.run(picture[None]).copy() for picture in inputs])
-    return {"error": distance(_outputs(Path(source), inputs), expected), "mismatch": distance(expected, found)}
+    return {
+        "error": distance(plain, expected),
+        "built": distance(plain, found),
+        "mismatch": distance(expected, found),
+    }
 
 
 def distance(a: Array, b: Array) -> float:

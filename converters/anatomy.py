@@ -19,7 +19,7 @@ from converters.passes import CONVOLUTIONS, MATMULS
 from converters.quantize import QUANTIZED, layers_of
 
 _INT8 = "2"  # paddle::lite_api::PrecisionType
-_LAYER = re.compile("(depthwise_)?conv2d|fc|mul|matmul")
+_LAYER = re.compile("((depthwise|sparse)_)?conv2d|fc|mul|matmul")
 """Begins the names of operators with weights, where only one of their values is computed."""
 
 
@@ -108,14 +108,15 @@ def _why_float(op: Any, share: float | None, able: bool) -> str:
 # ------------------------------------------------------------------------------------------------ changes
 
 
-def changes(source: str, out: str) -> dict[str, Any]:
+def changes(source: str, out: str, sparse_from: float = 0.0) -> dict[str, Any]:
     """Return the `Changes` of an int8 graph as builtins. Runs in a process of its own (`native`).
 
     Args:
         source: directory of the graph for ARM.
         out: a directory that Paddle Lite's optimised program goes to.
+        sparse_from: as given to `native.build_lite`.
     """
-    native.list_kernels(source, out, "aarch64")
+    native.list_kernels(source, out, "aarch64", sparse_from)
     program = schema().ProgramDesc.FromString(Path(out, "model").read_bytes())
     found: dict[str, Any] = msgspec.to_builtins(follow(program.blocks[0].ops))
     return found

@@ -20,7 +20,7 @@ from converters.graph import Graph
 from converters.model import Model, digest_of, graph_files
 from converters.passes import rewrite
 from converters.pictures import Own, Pictures, checked, checked_count, teaching
-from converters.quantize import layers_of, quantize
+from converters.quantize import QUANTIZED, layers_of, quantize
 from converters.recipe import Compression
 from converters.slimming import slim
 from converters.stages import Stages
@@ -40,8 +40,9 @@ class Compressed(msgspec.Struct, frozen=True):
         model: its name.
         layers: convolutions in int8.
         kept: those left in float, with the share of all layers' errors that each would make.
-        error: how far the int8 outputs are from the float ones (`agreement.distance`).
-        mismatch: how far the built model's outputs are from the simulation's.
+        error: how far the simulated int8 outputs are from the float ones (`agreement.distance`).
+        built: how far the built model's are from the float ones.
+        mismatch: how far the built model's are from the simulated ones.
         kernels: operators by the precision that Paddle Lite runs them in on ARM, such as "conv2d int8".
         int8_weights: values stored in one byte on ARM.
         float_weights: values stored in four there.
@@ -51,6 +52,7 @@ class Compressed(msgspec.Struct, frozen=True):
             by its effect.
         channels: of convolutions that were pruned, before and after, by layer.
         multiply_adds: of one run at the measured shape, before and after pruning.
+        zeros: share of zeros in the filters that got some, by layer.
         slim: the pruned model in float, built for x86; empty when nothing was pruned.
         trained: how far the output was from the float one's "before" and "after" training; empty without.
     """
@@ -59,6 +61,7 @@ class Compressed(msgspec.Struct, frozen=True):
     layers: int
     kept: dict[str, float]
     error: float
+    built: float
     mismatch: float
     kernels: dict[str, int]
     int8_weights: int
@@ -68,6 +71,7 @@ class Compressed(msgspec.Struct, frozen=True):
     left: dict[str, float]
     channels: dict[str, tuple[int, int]] = {}
     multiply_adds: tuple[int, int] | None = None
+    zeros: dict[str, float] = {}
     slim: str = ""
     trained: dict[str, float] = {}
 
@@ -88,7 +92,7 @@ class Compressor:
             ConversionError: Paddle Lite runs a layer in float, or its kernels do not do what the simulation does.
         """
         self._pictures.draw(model)
-        model, slimmed = self._prune(model)
+        model, slimmed = slim(model, self._settings, self._stages)
         errors: dict[str, float] = {}
         kept: dict[str, float] = {}
         found = filters.NONE
@@ -106,6 +110,7 @@ class Compressor:
             layers=counts["layers"],
             kept=kept,
             error=agreed["error"],
+            built=agreed["built"],
             mismatch=agreed["mismatch"],
             kernels=self._list_kernels(model, counts["layers"]),
             int8_weights=counts["int8_weights"],
@@ -114,18 +119,13 @@ class Compressor:
             errors=errors,
             left=found.left,
             trained=found.trained,
-            **slimmed,
+            channels=slimmed.channels,
+            multiply_adds=slimmed.multiply_adds,
+            zeros=slimmed.zeros,
+            slim=slimmed.slim,
         )
 
     # ------------------------------------------------------------------------------------------------ stages
-
-    def _prune(self, model: Model) -> tuple[Model, dict[str, Any]]:
-        """Return the model with fewer channels, where the recipe wants that, and what is to be told of it."""
-        settings = self._settings.prune
-        if settings is None or model.name not in settings.models:
-            return model, {}
-        pruned, done = slim(model, settings, self._stages)
-        return pruned, {"channels": done.channels, "multiply_adds": done.multiply_adds, "slim": done.file}
 
     def _run(self, job: str, model: Model, **arguments: object) -> Any:
         """Run a job on a model in a process of its own, and show how far it is."""
@@ -232,27 +232,34 @@ class Compressor:
                 count=checked_count(model),
                 **model.numbers,
             )
-            bound = self._settings.max_mismatch * agreed["error"] + _NOISE
-            if not agreed["mismatch"] <= bound:
-                raise ConversionError(
-                    f"{model.name}: the built int8 model differs from its simulation by {agreed['mismatch']:.2g}, more "
-                    f"than {bound:.2g} (max_mismatch = {self._settings.max_mismatch:g}): no bundle is written"
-                )
+            error, share = agreed["error"], self._settings.max_mismatch
+            for what, found, bound in (
+                ("its simulation", agreed["mismatch"], share * error + _NOISE),
+                ("the float one", agreed["built"], _FARTHER * error + _NOISE),
+            ):
+                if not found <= bound:
+                    raise ConversionError(
+                        f"{model.name}: the built int8 model differs from {what} by {found:.2g}, more than {bound:.2g} "
+                        f"(its simulation differs by {error:.2g}; max_mismatch = {share:g}): no bundle is written"
+                    )
             return dict(agreed)
 
         def told(agreed: Any) -> str:
-            return f"int8 moves the output by {agreed['error']:.2g}, the kernels by {agreed['mismatch']:.2g} more"
+            return (
+                f"int8 moves the output by {agreed['error']:.2g} in the simulation, by {agreed['built']:.2g} as built"
+            )
 
         inputs = [digest_of([_twin(model), checked(model)]), self._settings.max_mismatch]
         return dict(self._stages.run(f"agree {model.name}", inputs, [], action, told))
 
     def _list_kernels(self, model: Model, layers: int) -> dict[str, int]:
         """Count the kernels Paddle Lite picks on ARM; refuse a model whose layers do not run in int8."""
+        how = {"target": "aarch64", "sparse_from": self._settings.sparse_from(model.name)}
 
         def action() -> dict[str, int]:
             source, out = model.ready("aarch64"), model.work / "kernels"
-            counts = kernel_counts(native.run("list_kernels", model.name, source=source, out=out, target="aarch64"))
-            found = sum(counts.get(f"{kind} int8", 0) for kind in ("conv2d", "depthwise_conv2d"))
+            counts = kernel_counts(native.run("list_kernels", model.name, source=source, out=out, **how))
+            found = sum(counts.get(f"{kind} int8", 0) for kind in (*QUANTIZED, "sparse_conv2d"))
             if found < layers:
                 raise ConversionError(f"{model.name}: Paddle Lite runs {found} of {layers} int8 layers in int8 on ARM")
             return counts
@@ -266,6 +273,9 @@ class Compressor:
 
 _NOISE = 1e-5
 """Difference of the runtimes on a model in float."""
+_FARTHER = 1.25
+"""So many times its simulation's distance from float the built model's may be: roundings that only fall the other way
+lead no farther away (0.98 in the recogniser, 1.05 in the detector), a wrong kernel does."""
 
 
 def kernel_counts(kernels: list[str]) -> dict[str, int]:

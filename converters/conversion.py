@@ -123,13 +123,15 @@ class Conversion:
 
     def _build(self, model: Model) -> None:
         """Write the files of the target's runtime."""
-        source = model.ready(self._aim.target) if self._is_int8(model) else model.folded
+        int8, settings = self._is_int8(model), self._aim.recipe.compress
+        source = model.ready(self._aim.target) if int8 else model.folded
+        sparse_from = settings.sparse_from(model.name) if settings is not None and int8 else 0.0
 
         def action() -> int:
             if self._plan.engine == "paddlelite":
                 # The memory plan gives wrong numbers in int8.
-                int8 = self._is_int8(model)
-                self._build_lite(model.name, source, model.built[0], plan=not int8, compacted=int8)
+                how: dict[str, Any] = {"plan": not int8, "compacted": int8, "sparse_from": sparse_from}
+                self._build_lite(model.name, source, model.built[0], **how)
             elif self._plan.engine == "onnxruntime":
                 native.run("build_onnx", model.name, source=model.folded, out=model.built[0])
             else:
@@ -137,12 +139,11 @@ class Conversion:
                     shutil.copyfile(folded, file)
             return size_of(model.built)
 
-        inputs = [digest_of(graph_files(source)), self._aim.target]
+        inputs = [digest_of(graph_files(source)), self._aim.target, sparse_from]
         self.stages.run(f"build {model.name}", inputs, model.built, action, lambda size: f"{size / 1e6:.1f} MB")
 
-    def _build_lite(self, name: str, source: Path, file: Path, *, plan: bool, compacted: bool = False) -> None:
-        how = {"target": self._aim.target, "plan": plan, "compacted": compacted}
-        native.run("build_lite", name, source=source, out=file.with_suffix(""), **how)
+    def _build_lite(self, name: str, source: Path, file: Path, **how: object) -> None:
+        native.run("build_lite", name, source=source, out=file.with_suffix(""), target=self._aim.target, **how)
 
     def _refer(self, model: Model) -> None:
         """Run the source model on every shape, for the others to be compared with."""

@@ -39,6 +39,7 @@ USUAL_S = {
 def usual_times(settings: Compression) -> dict[str, float]:
     """Return the seconds that the long stages of a compression usually take, by name."""
     wanted = {"prune": settings.prune.models if settings.prune else (), "smooth": settings.smoothed}
+    wanted["thin"] = settings.thin.models if settings.thin else ()
     wanted |= {"round": settings.rounded, "train": settings.train.models if settings.train else ()}
     if settings.method != "qat":
         wanted["train"] = ()

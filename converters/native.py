@@ -89,7 +89,9 @@ _ERRORS: dict[int, type[AgentError]] = {
 # ------------------------------------------------------------------------------------------------ in the child
 
 
-def build_lite(source: str, out: str, target: str, plan: bool, compacted: bool = False) -> None:
+def build_lite(
+    source: str, out: str, target: str, plan: bool, compacted: bool = False, sparse_from: float = 0.0
+) -> None:
     """Write `out`.nb from a directory with a Paddle inference model; the same model gives the same bytes.
 
     Args:
@@ -98,6 +100,7 @@ def build_lite(source: str, out: str, target: str, plan: bool, compacted: bool =
         target: key of `LITE_TARGETS`.
         plan: with the rewritten graph's settings; else as `paddle_lite_opt` does by itself.
         compacted: written again by `storage.compact`.
+        sparse_from: share of zeros from which a layer's filters are stored without them, on ARM; 0 for never.
     """
     from converters.nbfile import end_in_zeros
     from converters.storage import compact
@@ -106,14 +109,14 @@ def build_lite(source: str, out: str, target: str, plan: bool, compacted: bool =
     if plan and target == "x86_64":
         _build_with_memory_plan(source, out)
     else:
-        _optimize(source, out, target, "naive_buffer")
+        _optimize(source, out, target, "naive_buffer", sparse_from)
     if compacted:
         compact(file)
     else:
         end_in_zeros(file)
 
 
-def _optimize(source: str, out: str, target: str, kind: str) -> None:
+def _optimize(source: str, out: str, target: str, kind: str, sparse_from: float) -> None:
     import paddlelite.lite as lite
 
     opt = lite.Opt()
@@ -122,6 +125,9 @@ def _optimize(source: str, out: str, target: str, kind: str) -> None:
     opt.set_valid_places(LITE_TARGETS[target])
     opt.set_model_type(kind)
     opt.set_optimize_out(out)
+    if sparse_from:
+        opt.set_sparse_model(True)
+        opt.set_sparse_threshold(sparse_from)
     opt.run()
 
 
@@ -150,15 +156,16 @@ def _build_with_memory_plan(source: str, out: str) -> None:
     lite.create_paddle_predictor(config).save_optimized_model(out)
 
 
-def list_kernels(source: str, out: str, target: str) -> list[str]:
+def list_kernels(source: str, out: str, target: str, sparse_from: float = 0.0) -> list[str]:
     """Return the kernels Paddle Lite picks, as `operator/alias/target/precision/layout` with its numbers.
 
-    `out` becomes a directory with the optimised program; the names are in an attribute of each operator.
+    `out` becomes a directory with the optimised program; the names are in an attribute of each operator. `sparse_from`
+    is that of `build_lite`.
     """
     from converters.framework import schema
     from converters.graph import attribute
 
-    _optimize(source, out, target, "protobuf")
+    _optimize(source, out, target, "protobuf", sparse_from)
     program = schema().ProgramDesc.FromString(Path(out, "model").read_bytes())
     return [str(attribute(op, "__@kernel_type_attr@__", op.type)) for op in program.blocks[0].ops]
 

@@ -26,6 +26,8 @@ PAIR = 128
 
 QUANTIZED = ("conv2d", "depthwise_conv2d")
 """Operators that can run in int8."""
+_THIN = 0.02
+"""Share of zeros that filters do not have by chance."""
 LINEAR: dict[str, Value] = {"bit_length": 8, "round_type": 0, "qmin": -128, "qmax": 127, "is_test": True}
 """Attributes of an operator that rounds to int8, or back."""
 
@@ -73,6 +75,11 @@ def layers_of(graph: Graph) -> tuple[Layer, ...]:
 
 def _is_pixel(graph: Graph, name: str) -> bool:
     return graph.shape(name)[2:] == [1, 1]
+
+
+def is_thin(filters: Array) -> bool:
+    """Say whether filters have lost single values (`converters.sparsity`); their zeros are to stay."""
+    return bool((filters == 0.0).mean() > _THIN)
 
 
 def able_layers(graph: Graph, activations: Mapping[str, float], kept: Collection[str]) -> list[Layer]:

@@ -15,6 +15,9 @@ _Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 _Std = Annotated[float, msgspec.Meta(gt=0.0)]
 _Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
+_SPARSE = 0.9
+"""Layers that were given zeros have at least the share that was asked for; others have next to none."""
+
 Shape = tuple[_Positive, _Positive, _Positive, _Positive]
 """Of an input: (N, 3, H, W)."""
 
@@ -111,6 +114,18 @@ class Pruning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     crop_px: Annotated[int, msgspec.Meta(ge=32, multiple_of=32)]
 
 
+class Thinning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How single values of filters of one pixel are made zero (`converters.sparsity`).
+
+    Attributes:
+        models: that get zeros.
+        zeros: share of those values.
+    """
+
+    models: Annotated[tuple[Literal["det", "rec"], ...], msgspec.Meta(min_length=1)]
+    zeros: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)]
+
+
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How int8 filters are trained against the float model (`converters.training`).
 
@@ -139,7 +154,7 @@ class Compression(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             (`converters.storage`).
         smoothed: those of them whose channels are brought to similar ranges first (`converters.smoothing`).
         rounded: those of them whose filters are rounded by their effect (`converters.rounding`), not to the nearest.
-        rounded_on: pictures that these two look at.
+        rounded_on: pictures that these two, and `thin`, look at.
         seed: of the pictures that are drawn.
         windows: pictures that calibrate the detector.
         window_px: their sides.
@@ -151,6 +166,7 @@ class Compression(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pages: labelled pages that are drawn for the gate.
         gate: what may be lost.
         prune: which channels go before that; None for none.
+        thin: which single values become zero after that; None for none.
         train: how filters are trained, with the method "qat".
     """
 
@@ -170,6 +186,7 @@ class Compression(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pages: _Positive
     gate: Gate
     prune: Pruning | None = None
+    thin: Thinning | None = None
     train: Training | None = None
     stored: tuple[Literal["det", "rec", "cls"], ...] = ()
 
@@ -177,6 +194,10 @@ class Compression(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def changed(self) -> frozenset[str]:
         """Models whose weights are no longer those of the float bundle."""
         return frozenset((*self.models, *self.stored))
+
+    def sparse_from(self, model: str) -> float:
+        """Return the share of zeros from which Paddle Lite is to skip them in a layer's filters; 0 for never."""
+        return self.thin.zeros * _SPARSE if self.thin is not None and model in self.thin.models else 0.0
 
     def __post_init__(self) -> None:
         """Refuse a method without its settings, and a model that is to be in float and in int8."""

@@ -81,7 +81,7 @@ def describe(candidate: Candidate, verdict: Verdict, settings: Compression, stag
         settings=settings,
         models=compressed,
         layers=layers,
-        changes={model.model: _changes(models[model.model], stages) for model in compressed},
+        changes={model.model: _changes(models[model.model], settings, stages) for model in compressed},
         pages=verdict.pairs,
         costs=verdict.costs,
         bytes=verdict.bytes,
@@ -90,14 +90,15 @@ def describe(candidate: Candidate, verdict: Verdict, settings: Compression, stag
     )
 
 
-def _changes(model: Model, stages: Stages) -> Changes:
+def _changes(model: Model, settings: Compression, stages: Stages) -> Changes:
     source, out = model.ready("aarch64"), model.work / "changes"
+    sparse_from = settings.sparse_from(model.name)
     code = Path(__file__).with_name("anatomy.py")  # that of all stages (`stages.CODE`) leaves it out
     found = stages.run(
         f"changes {model.name}",
-        digest_of([*graph_files(source), code]),
+        [digest_of([*graph_files(source), code]), sparse_from],
         [],
-        lambda: native.run("anatomy.changes", model.name, source=source, out=out),
+        lambda: native.run("anatomy.changes", model.name, source=source, out=out, sparse_from=sparse_from),
         lambda changes: f"{sum(changes['made'].values())} changes to int8",
     )
     return msgspec.convert(found, Changes)
@@ -245,8 +246,8 @@ def _model(model: Compressed) -> list[str]:
     return [
         f"- {what}: {model.int8_weights} weights of one byte, {model.float_weights} numbers of four (biases, scales "
         "and what stays in float)",
-        f"- int8 moves the output by {model.error:.3g}; the kernels that run here differ from the simulation by "
-        f"{model.mismatch:.3g}",
+        f"- int8 moves the output by {model.error:.3g} in the simulation and by {model.built:.3g} as built; the two "
+        f"differ by {model.mismatch:.3g}",
         *(trained if model.trained else []),
         f"- operators on ARM: {operators}",
         f"- left in float for their error: {', '.join(kept) or 'none'}; why others are, the table of layers says",
@@ -259,6 +260,9 @@ def _channels(model: Compressed) -> list[str]:
     if model.multiply_adds:
         before, after = model.multiply_adds
         lines += ["", f"Pruning: {before / 1e6:.1f} -> {after / 1e6:.1f} million multiply-adds ({after / before:.0%})."]
+    if model.zeros:
+        zeros = [f"{name} {share:.0%}" for name, share in model.zeros.items()]
+        lines += ["", f"Zeros in filters of one pixel: {', '.join(zeros)}."]
     if model.channels:
         rows = [(name, str(before), str(after)) for name, (before, after) in model.channels.items()]
         lines += ["", *_table([("filters", "channels before", "after"), *rows])]

@@ -1,13 +1,14 @@
-"""Smoothing: channels of an activation brought to one range before int8 gives all of them one scale.
+"""Smoothing: channels of an activation brought to similar ranges before int8 gives all of them one scale.
 
 In PP-OCRv4's recogniser the largest channel before a depthwise convolution is ten times the median one, so that most
-channels use a tenth of the 255 steps. A depthwise convolution sees every channel alone and its filters have a scale
-each: a factor on a channel before it, and the filter divided by the same, change nothing in float and nothing in how
-well the filter is rounded (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction";
-Xiao et al. 2022, "SmoothQuant", with all of the range moved). The factor goes into the weights before where only
-biases, `relu`, poolings and enlargings are between; a `scale` on the way becomes one number per channel, as a
-`batch_norm`, which costs the same; elsewhere, as behind `hard_swish`, a `batch_norm` is added. Runs in a process of its
-own (`native`).
+channels use a tenth of the 255 steps. A factor on each channel before a convolution, and its filters divided by the
+same, change nothing in float (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
+Correction"; Xiao et al. 2022, "SmoothQuant"). A depthwise convolution has a scale for each channel's filter and takes
+all of the factor; in others the filters' channels share a scale, and the factor is its square root, as in SmoothQuant.
+
+The factor goes into the weights before where only biases, `relu`, poolings and enlargings are between; a `scale` on the
+way becomes one number per channel, as a `batch_norm`, which costs the same; elsewhere, as behind `hard_swish`, a
+`batch_norm` is added where the ranges are far apart. Runs in a process of its own (`native`).
 """
 
 from __future__ import annotations
@@ -19,27 +20,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from converters import child
 from converters.calibrate import tensors
-from converters.graph import MODEL_FILE, PARAMS_FILE, Graph, Links, only, result
+from converters.graph import MODEL_FILE, PARAMS_FILE, Graph, Links, Value, only, result
 from converters.network import Network
 from converters.params import Array
 from converters.passes import adds_per_channel, affine_of, has_weights
-from converters.quantize import Layer, layers_of
+from converters.places import Floats, choose, parts
+from converters.quantize import QUANTIZED, layers_of
 
 UNEVEN = 2.0
-"""A layer whose largest channel is less than this many times the median one stays as it is."""
+"""An activation whose largest channel is less than this many times the median one stays as it is."""
+WORTH = 6.0
+"""Likewise where an operator would have to be added."""
 MOST = 64.0
 """Largest factor: a channel that is silent in the pictures seen may not be so in others."""
 PLACES = 100_000
-"""Values of a channel that are looked at."""
+"""Values of a channel that are looked at, spread over all pictures."""
+_TOGETHER = 6  # variables that are had in one run of the network: more take gigabytes
 
 _HOMOGENEOUS = ("relu", "pool2d", "nearest_interp_v2", "bilinear_interp_v2")
 """Operators on one tensor that give k times as much for k times as much, k > 0, in each channel alone."""
-
-Floats = npt.NDArray[np.float64]
 
 
 def smooth(
@@ -58,8 +60,9 @@ def smooth(
     """
     graph, inputs = Graph.load(Path(source)), tensors(np.load(pictures)[:count], mean, std)
     network, found = Network(graph), {}
-    for name in child.counted([*dict.fromkeys(layer.source for layer in layers_of(graph) if _is_depthwise(layer))]):
-        found[name] = ranges(network.fetch([name], inputs)[0], percentile)
+    sources = [*dict.fromkeys(layer.source for layer in layers_of(graph))]
+    for names in child.counted([sources[start : start + _TOGETHER] for start in range(0, len(sources), _TOGETHER)]):
+        found |= {name: ranges(rows, percentile) for name, rows in _look(network, names, inputs).items()}
     counts = level(graph, found)
     if counts:
         graph.save(Path(out))
@@ -70,20 +73,24 @@ def smooth(
     return dict(counts)
 
 
-def _is_depthwise(layer: Layer) -> bool:
-    return layer.kind == "depthwise_conv2d" and layer.shape[1] == 1
+def _look(network: Network, names: Sequence[str], inputs: Array) -> dict[str, Array]:
+    """Return variables at some places, float32 (places, C)."""
+    seen: dict[str, list[Array]] = {name: [] for name in names}
+    for part, which in parts(inputs, PLACES):
+        for name, values in zip(names, network.fetch(names, part), strict=True):
+            picture, row, column = choose((values.shape[0], *values.shape[2:]), **which)
+            seen[name].append(values[picture, :, row, column])
+    return {name: np.concatenate(rows) for name, rows in seen.items()}
 
 
 def ranges(values: Array, percentile: float) -> Floats:
     """Return each channel's range: what a share of its absolute values does not exceed.
 
     Args:
-        values: float32 (N, C, H, W).
+        values: float32 (places, C).
         percentile: the share.
     """
-    rows = np.abs(values).transpose(1, 0, 2, 3).reshape(values.shape[1], -1)
-    chosen = np.random.default_rng(0).choice(rows.shape[1], min(rows.shape[1], PLACES), replace=False)
-    found: Floats = np.quantile(rows[:, chosen], percentile, axis=1).astype(np.float64)
+    found: Floats = np.quantile(np.abs(values), percentile, axis=0).astype(np.float64)
     return found
 
 
@@ -94,28 +101,45 @@ def level(graph: Graph, found: Mapping[str, Floats]) -> Counter[str]:
 
     Args:
         graph: a graph of float32.
-        found: ranges by the variable that depthwise convolutions read.
+        found: ranges by the variable that convolutions read.
     """
     counts: Counter[str] = Counter()
     for name, channels in found.items():
-        if channels.max() > UNEVEN * np.median(channels):
-            factors = channels.max() / np.maximum(channels, channels.max() / MOST)
-            counts[_move(graph, name, factors)] += 1
+        counts[_level(graph, name, channels)] += 1
+    del counts[""]
     return counts
 
 
-def _move(graph: Graph, name: str, factors: Floats) -> str:
-    """Multiply what depthwise convolutions read of a variable by one factor per channel, and divide their filters."""
-    links = graph.links()
-    readers = [op for op in links.consumers[name] if op.type == "depthwise_conv2d" and has_weights(graph, op)]
+def _level(graph: Graph, name: str, channels: Floats) -> str:
+    """Return what was done to what convolutions read of one variable; "" for nothing."""
+    links, uneven = graph.links(), channels.max() / max(np.median(channels), 1e-9)
+    readers = [op for op in links.consumers[name] if _takes(graph, op, len(channels))]
+    trail = _trail(graph, links, name, len(channels)) if len(readers) == len(links.consumers[name]) else []
+    if not readers or uneven < (UNEVEN if trail else WORTH):
+        return ""
+    factors = channels.max() / np.maximum(channels, channels.max() / MOST)
+    if not all(map(_is_depthwise, readers)):
+        factors = np.sqrt(factors)
     for op in readers:
-        graph.replace_param(op, "Filter", graph.params[only(op, "Filter")] / factors[:, None, None, None])
-    trail = _trail(graph, links, name, len(factors)) if len(readers) == len(links.consumers[name]) else []
+        shape = (-1, 1, 1, 1) if _is_depthwise(op) else (1, -1, 1, 1)
+        graph.replace_param(op, "Filter", graph.params[only(op, "Filter")] / factors.reshape(shape))
     if not trail:
         return _add(graph, name, readers, factors)
     for op in trail[:-1]:
         _pass_on(graph, op, factors)
     return _take(graph, trail[-1], factors)
+
+
+def _takes(graph: Graph, op: Any, channels: int) -> bool:
+    """Say whether an operator is a convolution whose filters can be divided by one factor per channel it reads."""
+    if op.type not in QUANTIZED or not has_weights(graph, op):
+        return False
+    shape = graph.params[only(op, "Filter")].shape
+    return shape[:2] == (channels, 1) if _is_depthwise(op) else shape[1] == channels
+
+
+def _is_depthwise(op: Any) -> bool:
+    return bool(op.type == "depthwise_conv2d")
 
 
 def _trail(graph: Graph, links: Links, name: str, channels: int) -> list[Any]:
@@ -126,14 +150,11 @@ def _trail(graph: Graph, links: Links, name: str, channels: int) -> list[Any]:
         if op is None:
             return []
         trail.append(op)
-        if affine_of(op) is not None or (op.type in _WEIGHTED and has_weights(graph, op)):
+        if affine_of(op) is not None or (op.type in QUANTIZED and has_weights(graph, op)):
             return trail
         name = only(op, "X")
         if not links.only_reader(name) or not (op.type in _HOMOGENEOUS or adds_per_channel(graph, op, channels)):
             return []
-
-
-_WEIGHTED = ("conv2d", "depthwise_conv2d")
 
 
 def _pass_on(graph: Graph, op: Any, factors: Floats) -> None:
@@ -179,4 +200,10 @@ def _affine(graph: Graph, source: str, target: str, scale: Floats, bias: Floats)
 
 
 _SAVED = ("SavedMean", "SavedVariance")
-_NORM = {"epsilon": 0.0, "momentum": 0.9, "is_test": True, "use_global_stats": False, "data_layout": "NCHW"}
+_NORM: dict[str, Value] = {
+    "epsilon": 0.0,
+    "momentum": 0.9,
+    "is_test": True,
+    "use_global_stats": False,
+    "data_layout": "NCHW",
+}

@@ -29,8 +29,8 @@ _PASSES = (
     "targets.py",
 )
 _FILES = ("nbcontent.py", "nbfile.py", "storage.py")
-_INT8 = ("quantize.py", "calibrate.py", "agreement.py", "pictures.py", "compress.py")
-_PRUNING = ("channels.py", "pruning.py", "refit.py", "slimming.py")
+_INT8 = ("quantize.py", "calibrate.py", "places.py", "agreement.py", "pictures.py", "compress.py")
+_PRUNING = ("channels.py", "pruning.py", "refit.py", "sparsity.py", "slimming.py")
 _FILTERS = ("filters.py", "smoothing.py", "rounding.py", "training.py")
 CODE = (
     "framework.py",

@@ -28,6 +28,7 @@ from converters.quantize import (
     Filters,
     Layer,
     able_layers,
+    is_thin,
     keep_pairs,
     nearest,
     quantize,
@@ -186,6 +187,8 @@ class _Student:
             shift_bias(coarse, layer, start[layer.name][1])
         quantize(coarse, activations, layers, {name: filters for name, (filters, _) in start.items()})
         self.filters = soften(coarse)
+        own = {result(op): graph.params.get(only(op, "Filter")) for op in graph.ops}
+        self._stay = {self.filters[name]: own[name] != 0.0 for name in self.filters if is_thin(own[name])}
         remember_shapes(coarse)
         self._network = Network(coarse)
         self._output = coarse.outputs()[0]
@@ -228,6 +231,8 @@ class _Student:
         with self._scope():
             self._executor.run(self._program, feed={self._input: inputs, "teacher": wanted}, fetch_list=[self._loss])
         self._rate.step()
+        for name, stays in self._stay.items():
+            self._network.set(name, self._network.get(name) * stays)
 
     def answers(self, inputs: Tensors) -> Tensors:
         """Return the outputs for inputs."""

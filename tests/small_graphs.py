@@ -130,15 +130,15 @@ def small_classifier() -> Graph:
     x = build.op("hard_swish", X=build.conv(x, build.param(32, 16, 1, 1)), **swish)
     x = build.conv(x, build.param(32, 1, 3, 3), kind="depthwise_conv2d", groups=32, paddings=[1, 1])
     x = build.add(x, build.param(32), axis=1)  # without a bias, Paddle Lite's int8 kernel for x86 dies
-    gate = build.conv(_mean(build, x, 32), build.param(32, 32, 1, 1))
+    gate = build.conv(mean_of(build, x, 32), build.param(32, 32, 1, 1))
     x = build.mul(x, build.op("hard_sigmoid", X=gate, slope=0.2, offset=0.5, dims=(-1, 32, 1, 1)))
     x = build.op("hard_swish", X=build.conv(x, build.param(128, 32, 1, 1)), **swish)
-    x = build.op("squeeze2", X=build.scale(_mean(build, x, 128), 0.001), axes=[2, 3], dims=(-1, 128))
+    x = build.op("squeeze2", X=build.scale(mean_of(build, x, 128), 0.001), axes=[2, 3], dims=(-1, 128))
     x = build.op("matmul_v2", X=x, Y=build.param(128, 2), trans_x=False, trans_y=False, dims=(-1, 2))
     return build.graph(build.op("softmax", X=build.add(x, build.param(2)), axis=-1, dims=(-1, 2)))
 
 
-def _mean(build: Builder, x: str, channels: int) -> str:
+def mean_of(build: Builder, x: str, channels: int) -> str:
     """Add the mean of each channel."""
     window = {"ksize": [1, 1], "strides": [1, 1], "paddings": [0, 0], "padding_algorithm": "EXPLICIT"}
     kind = {"pooling_type": "avg", "global_pooling": False, "adaptive": True, "ceil_mode": False, "exclusive": True}

@@ -72,7 +72,16 @@ def test_a_graph_in_float_has_no_changes(tmp_path):
 
 
 def compressed(**changed: object) -> Compressed:
-    row = {"layers": 0, "kept": {}, "error": 0.0, "mismatch": 0.0, "kernels": {}, "int8_weights": 0, "float_weights": 0}
+    row = {
+        "layers": 0,
+        "kept": {},
+        "error": 0.0,
+        "built": 0.0,
+        "mismatch": 0.0,
+        "kernels": {},
+        "int8_weights": 0,
+        "float_weights": 0,
+    }
     return msgspec.convert({"model": "det", "twin": "", "errors": {}, "left": {}, **row, **changed}, Compressed)
 
 

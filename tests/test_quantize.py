@@ -6,8 +6,9 @@ from hypothesis.extra import numpy as arrays
 
 from converters.graph import Graph, attribute, only
 from converters.passes_int8 import convolve_last_matmul, part_hard_swish
+from converters.places import patches
 from converters.quantize import STEPS, Layer, filter_scales, largest_pairs, layers_of, quantize
-from converters.rounding import Rounded, patches, round_layer
+from converters.rounding import Rounded, move, outputs, round_layer
 from tests.small_graphs import Builder, Paddle, kinds, small_recognizer
 
 
@@ -192,7 +193,7 @@ def test_rounding_by_effect_keeps_the_output_better_than_the_nearest(kind):
     groups, shape = (6, (6, 1, 3, 3)) if kind == "depthwise_conv2d" else (1, (6, 4, 3, 3))
     filters = rng.normal(size=shape).astype(np.float32)
     x = seen(rng, groups, shape[1] * 9)
-    rounded = round_layer(filters, layer_of(filters, kind), x, x)
+    rounded = round_layer(filters, layer_of(filters, kind), outputs(filters, x), x)
     nearest, own = output_error(filters, kind, groups, x, rounded)
     assert own < 0.8 * nearest
     assert rounded.left < 0.01
@@ -203,7 +204,7 @@ def test_bias_takes_what_the_mean_has_lost():
     rng = np.random.default_rng(5)
     filters = rng.normal(size=(4, 3, 1, 1)).astype(np.float32)
     x = seen(rng, 1, 3)
-    rounded = round_layer(filters, layer_of(filters), x, x + 0.5)
+    rounded = round_layer(filters, layer_of(filters), outputs(filters, x), x + 0.5)
     made = np.einsum("pgv,ov->po", x + 0.5, (rounded.steps * rounded.scales[:, None, None, None] / STEPS)[:, :, 0, 0])
     wanted = np.einsum("pgv,ov->po", x, filters[:, :, 0, 0])
     assert np.abs((made + rounded.shift - wanted).mean(axis=0)).max() < 1e-6
@@ -213,11 +214,19 @@ def test_filters_move_to_make_up_for_what_the_input_has_lost():
     rng = np.random.default_rng(5)
     filters = rng.normal(size=(4, 3, 1, 1)).astype(np.float32)
     x = seen(rng, 1, 3)
-    rounded = round_layer(filters, layer_of(filters), x, 0.8 * x)
+    rounded = round_layer(filters, layer_of(filters), outputs(filters, x), 0.8 * x)
     back = (rounded.steps * rounded.scales[:, None, None, None] / STEPS).reshape(4, 3)
     wanted, made = np.einsum("pgv,ov->po", x, filters[:, :, 0, 0]), np.einsum("pgv,ov->po", 0.8 * x, back)
     assert (wanted - made).std(axis=0).max() < 0.05 * wanted.std(axis=0).min()
     assert rounded.left < 0.002, "0.04 without"
+
+
+def test_filters_stay_where_moving_them_serves_only_the_places_looked_at():
+    rng = np.random.default_rng(5)
+    flat = rng.normal(size=(1, 4, 30))
+    after = rng.normal(size=(40, 1, 30))
+    wanted = np.einsum("pgv,gov->pgo", after, flat) + rng.normal(size=(40, 1, 4))
+    assert np.abs(move(flat, wanted, after) - flat).max() < 0.3, "2.4 with a strength of 0.01"
 
 
 def test_patches_are_what_the_convolution_sees():

@@ -63,22 +63,28 @@ def reading(graph: Graph, name: str) -> Graph:
 
 
 def found(paddle: Paddle, graph: Graph) -> dict[str, np.ndarray]:
-    """Return the channels' ranges of what depthwise convolutions read."""
-    names = dict.fromkeys(layer.source for layer in layers_of(graph) if layer.kind == "depthwise_conv2d")
-    return {name: ranges(paddle.run(reading(graph, name), inputs()), 1.0) for name in names}
+    """Return the channels' ranges of what convolutions read."""
+    names = dict.fromkeys(layer.source for layer in layers_of(graph) if layer.source != "x")
+    values = {name: paddle.run(reading(graph, name), inputs()) for name in names}
+    return {
+        name: ranges(found.transpose(0, 2, 3, 1).reshape(-1, found.shape[1]), 1.0) for name, found in values.items()
+    }
 
 
 def spread(channels: np.ndarray) -> float:
     return float(channels.max() / channels.min())
 
 
-def check(paddle: Paddle, graph: Graph, **expected: int) -> Graph:
-    """Smooth a copy and return it: it does so much, channels are alike then, and the output stays the same."""
+def check(paddle: Paddle, graph: Graph, *, power: float = 1.0, **expected: int) -> Graph:
+    """Smooth a copy and return it: it does so much, channels are alike then, and the output stays the same.
+
+    The factors are those of depthwise convolutions, to a power.
+    """
     changed, uneven = copy.deepcopy(graph), found(paddle, graph)
     assert all(channels.max() > 20 * np.median(channels) for channels in uneven.values())
     assert level(changed, uneven) == expected
     even, worst = found(paddle, changed), max(spread(channels) for channels in uneven.values())
-    assert all(spread(channels) < 1.01 * max(1.0, worst / MOST) for channels in even.values())
+    assert all(spread(channels) < 1.01 * worst / min(worst, MOST) ** power for channels in even.values())
     wanted, got = paddle.run(graph, inputs()), paddle.run(changed, inputs())
     assert np.abs(got - wanted).max() < 1e-5 * np.abs(wanted).max()
     return changed
@@ -99,6 +105,19 @@ def test_behind_hard_swish_an_operator_is_added(paddle):
     graph = chain("hard_swish")
     changed = check(paddle, graph, added=1)
     assert kinds(changed) == [*kinds(graph)[:-1], "batch_norm", "depthwise_conv2d"]
+
+
+def test_other_convolutions_take_the_square_root_of_the_factors(paddle):
+    build = Builder()
+    check(paddle, build.graph(build.conv(before(build, "relu"), build.param(4, CHANNELS, 1, 1))), power=0.5, folded=1)
+
+
+def test_an_operator_is_added_only_where_ranges_are_far_apart():
+    channels = np.array([4.0, *[1.0] * (CHANNELS - 1)])
+    for between, expected in (("relu", {"folded": 1}), ("hard_swish", {})):
+        graph = chain(between)
+        name = layers_of(graph)[1].source
+        assert level(graph, {name: channels}) == expected
 
 
 def test_two_depthwise_readers_share_the_factors(paddle):

@@ -84,7 +84,16 @@ class Part:
 
 
 def compressed(name: str, twin: Path, slim: str = "") -> Compressed:
-    row = {"layers": 0, "kept": {}, "error": 0.0, "mismatch": 0.0, "kernels": {}, "int8_weights": 0, "float_weights": 0}
+    row = {
+        "layers": 0,
+        "kept": {},
+        "error": 0.0,
+        "built": 0.0,
+        "mismatch": 0.0,
+        "kernels": {},
+        "int8_weights": 0,
+        "float_weights": 0,
+    }
     return msgspec.convert(
         {"model": name, "twin": str(twin), "slim": slim, "errors": {}, "left": {}, **row}, Compressed
     )
