@@ -147,6 +147,8 @@ class PaddleInference:
         config = inference.Config(str(program), str(params))
         config.disable_glog_info()
         config.enable_memory_optim()
+        # It forgets the bounds of a `clip` that gets them as inputs (paddlepaddle 2.6.2).
+        config.delete_pass("elementwise_act_onednn_fuse_pass")
         if settings.device == "gpu":
             _use_gpu(config, inference, settings)
         else:

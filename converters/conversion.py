@@ -150,7 +150,7 @@ class Conversion:
         out, shapes = _reference(model), model.shapes()
 
         def action() -> None:
-            native.run("infer", model.name, engine="paddle", files=model.source_files, shapes=shapes, out=out)
+            native.run("refer", model.name, source=model.source.directory, shapes=shapes, out=out)
             for shape, output in zip(shapes, _arrays(out), strict=True):
                 check_output(model.name, shape, output.shape, str(model.source.directory))
 
@@ -163,8 +163,8 @@ class Conversion:
         def action() -> float:
             if emulated:
                 check_arm(model.folded, model.built[0], model.work / "arm")
-                return self._difference(model, "paddle", graph_files(model.folded))
-            return self._difference(model, self._plan.engine, model.built)
+                return self._difference(model, "refer", source=model.folded)
+            return self._difference(model, "infer", engine=self._plan.engine, files=model.built)
 
         inputs = [
             digest_of([*model.built, *graph_files(model.folded), _reference(model)]),
@@ -173,9 +173,9 @@ class Conversion:
         result = self.stages.run(f"check {model.name}", inputs, [], action, lambda d: f"largest difference {d:.1e}")
         return float(result)
 
-    def _difference(self, model: Model, engine: str, files: Sequence[Path]) -> float:
+    def _difference(self, model: Model, job: str, **what: object) -> float:
         out, shapes = model.work / "outputs.npz", model.shapes()
-        native.run("infer", model.name, engine=engine, files=files, shapes=shapes, out=out)
+        native.run(job, model.name, shapes=shapes, out=out, **what)
         differences = map(difference, _arrays(_reference(model)), _arrays(out))
         largest, shape = max(zip(differences, shapes, strict=True))
         if largest > self._aim.recipe.max_difference:

@@ -213,6 +213,18 @@ def infer(engine: str, files: list[str], shapes: list[list[int]], out: str) -> N
     np.savez(out, *outputs)
 
 
+def refer(source: str, shapes: list[list[int]], out: str) -> None:
+    """Run a model as it stands, as `infer` does; operator by operator, with Paddle's plain executor.
+
+    Paddle Inference fuses operators first, and has been seen to give other numbers than the model (`agent.engines`).
+    """
+    from converters.graph import Graph
+    from converters.network import Network
+
+    network = Network(Graph.load(Path(source)))
+    np.savez(out, *[network.run(sample_input(shape)) for shape in shapes])
+
+
 def measure(engine: str, files: list[str], shape: list[int], threads: int = 1) -> dict[str, float]:
     """Return the median time of a run in ms and the process's peak resident memory in MB."""
     model, x, times = _open(engine, files, threads), noise(shape), []
@@ -258,7 +270,7 @@ def noise(shape: Sequence[int]) -> Tensor:
 
 
 JOBS: dict[str, Callable[..., Any]] = {
-    job.__name__: job for job in (build_lite, list_kernels, supported_operators, build_onnx, infer, measure)
+    job.__name__: job for job in (build_lite, list_kernels, supported_operators, build_onnx, infer, refer, measure)
 }
 
 
