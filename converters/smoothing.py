@@ -38,7 +38,7 @@ MOST = 64.0
 """Largest factor: a channel that is silent in the pictures seen may not be so in others."""
 PLACES = 100_000
 """Values of a channel that are looked at, spread over all pictures."""
-_TOGETHER = 6  # variables that are had in one run of the network: more take gigabytes
+_TOGETHER = 3  # variables that are had in one run of the network: more take gigabytes
 
 _HOMOGENEOUS = ("relu", "pool2d", "nearest_interp_v2", "bilinear_interp_v2")
 """Operators on one tensor that give k times as much for k times as much, k > 0, in each channel alone."""
