@@ -31,6 +31,7 @@ _LAZY = {
     "status": ("agent.service", "status_command", "Tell how the agent is."),
     "outbox": ("agent.service", "outbox_group", "Look at the results that wait here."),
     "convert": ("converters.__main__", "convert_command", "Convert PP-OCR models into a bundle."),
+    "lite": ("agent.lite.commands", "lite_group", "Build and check the native binding on Paddle Lite."),
     "bench": ("converters.bench", "bench_command", "Measure this reader beside RapidOCR."),
     "evaluate": ("converters.evaluate", "evaluate_command", "Compare bundles on labelled pictures."),
 }

@@ -1,0 +1,1 @@
+"""The native binding on Paddle Lite's C++ library."""
