@@ -6,7 +6,7 @@ No runtime is imported before it is chosen. Every engine takes any sequence of i
 from __future__ import annotations
 
 import importlib.util
-import os
+import logging
 import platform
 import sys
 from pathlib import Path
@@ -18,6 +18,11 @@ import numpy.typing as npt
 
 from agent.bundle import ModelBundle, ModelName
 from agent.errors import EngineError
+from agent.lite import binding, place
+from agent.lite.nb import check_model
+from agent.lite.processor import prepare
+
+_log = logging.getLogger(__name__)
 
 Tensor = npt.NDArray[np.float32]
 
@@ -65,7 +70,7 @@ class EngineSettings(msgspec.Struct, frozen=True):
 
 
 class PaddleLite:
-    """A `.nb` model on Paddle Lite.
+    """A `.nb` model on Paddle Lite: by the native binding where it is built and works, else by the wheel's class.
 
     On x86 a predictor is locked to the height and width of its first run: direct convolutions generate machine code
     for that shape, and a second shape gives wrong numbers without a word, then corrupts the heap. So a new shape gets
@@ -73,36 +78,117 @@ class PaddleLite:
     """
 
     name = "paddlelite"
-    uses_threads = False
 
     def __init__(self, files: tuple[Path, ...], settings: EngineSettings) -> None:
-        self._lite = _import_paddle_lite()
         (self._file,) = files
+        check_model(self._file, platform.machine())  # once: it takes as long as a tenth of a load
+        self._load = _lite_loader(settings)
         self._locked = platform.machine() in ("x86_64", "AMD64")
+        self.uses_threads = self._load.uses_threads
         self._shape: tuple[int, ...] = ()
-        self._predictor: Any = None
+        self._model: _LiteModel | None = None
 
     def run(self, x: Tensor) -> Tensor:
         """Return the output for a batch (N, 3, H, W)."""
-        if self._predictor is None or (self._locked and x.shape[2:] != self._shape):
-            self._predictor = None
-            config = self._lite.MobileConfig()
-            config.set_model_from_file(str(self._file))
-            self._predictor = self._lite.create_paddle_predictor(config)
+        if self._model is None or (self._locked and x.shape[2:] != self._shape):
+            self._model = None  # first the old one goes, for the memory
+            self._model = self._load(self._file)
             self._shape = x.shape[2:]
-        self._predictor.get_input(0).from_numpy(np.ascontiguousarray(x))
-        self._predictor.run()
-        # A copy: the array is the predictor's own buffer, gone with the next run.
-        output: Tensor = self._predictor.get_output(0).numpy().copy()
-        return output
+        return self._model.run(x)
 
     def release(self) -> None:
         """Drop the predictor and its buffers; loading again takes a few milliseconds."""
-        self._predictor = None
+        self._model = None
 
     def close(self) -> None:
         """Drop the predictor."""
-        self._predictor = None
+        self._model = None
+
+
+class _LiteModel(Protocol):
+    """One predictor of Paddle Lite."""
+
+    def run(self, x: Tensor) -> Tensor: ...
+
+
+class _LiteLoader(Protocol):
+    """One of the two ways to Paddle Lite."""
+
+    uses_threads: bool
+
+    def __call__(self, file: Path) -> _LiteModel: ...
+
+
+class _Native:
+    """Loads models by the native binding."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._library = binding.open_library()
+        # On x86 a second thread of one model gains nothing (DECISIONS): a second process does the work there.
+        self.uses_threads = self._library.machine == "aarch64"
+        self._threads = settings.threads if self.uses_threads else 1
+
+    def __call__(self, file: Path) -> _LiteModel:
+        return _NativeModel(binding.Predictor(self._library, file, threads=self._threads, checked=True))
+
+
+class _NativeModel:
+    def __init__(self, predictor: binding.Predictor) -> None:
+        self._predictor = predictor
+
+    def run(self, x: Tensor) -> Tensor:
+        self._predictor.set_input(0, x)
+        self._predictor.run()
+        # A copy: the array is the predictor's own buffer, gone with the next run.
+        return self._predictor.output(0).copy()
+
+
+class _Wheel:
+    """Loads models by the Python class of the wheel, which is for Python 3.10 on x86-64."""
+
+    uses_threads = False
+
+    def __init__(self) -> None:
+        prepare()
+        self._lite = _import("paddlelite.lite", _LITE_ADVICE)
+
+    def __call__(self, file: Path) -> _LiteModel:
+        config = self._lite.MobileConfig()
+        config.set_model_from_file(str(file))
+        return _WheelModel(self._lite.create_paddle_predictor(config))
+
+
+class _WheelModel:
+    def __init__(self, predictor: Any) -> None:
+        self._predictor = predictor
+
+    def run(self, x: Tensor) -> Tensor:
+        self._predictor.get_input(0).from_numpy(np.ascontiguousarray(x))
+        self._predictor.run()
+        output: Tensor = self._predictor.get_output(0).numpy().copy()
+        return output
+
+
+_LITE_ADVICE = (
+    "run `edge-ocr lite build`, pip install paddlelite==2.13rc0 (Python 3.10, x86-64), or use a portable bundle"
+)
+
+
+def _lite_loader(settings: EngineSettings) -> _LiteLoader:
+    """Return the native binding where it works, else the wheel's class where there is one."""
+    if place.chosen() is None:
+        return _Wheel()
+    try:
+        return _Native(settings)
+    except EngineError as error:
+        if not _has_lite_wheel():
+            raise
+        _log.warning("the native binding is not used: %s", error)
+        return _Wheel()
+
+
+def _has_lite_wheel() -> bool:
+    return sys.version_info[:2] == (3, 10) and importlib.util.find_spec("paddlelite") is not None
 
 
 class OnnxRuntime:
@@ -202,10 +288,32 @@ def choose_engine(bundle: ModelBundle, wanted: str) -> str:
         if wanted not in held:
             raise EngineError(f"{bundle.path}: holds no model for {wanted}, only for {', '.join(held) or 'no engine'}")
         return wanted
+    refused = []
     for name in held:
-        if importlib.util.find_spec(name) is not None:
-            return name
-    raise EngineError(f"{bundle.path}: runs on {' or '.join(held)}, which is not installed: pip install {held[0]}")
+        try:
+            if _is_installed(name):
+                return name
+        except EngineError as error:
+            refused.append(f" ({error})")
+    raise EngineError(
+        f"{bundle.path}: runs on {' or '.join(held)}, which is not installed: pip install {held[0]}{''.join(refused)}"
+    )
+
+
+def _is_installed(name: str) -> bool:
+    """Say whether a runtime is there.
+
+    Raises:
+        EngineError: it is there, but does not work.
+    """
+    if name != "paddlelite":
+        return importlib.util.find_spec(name) is not None
+    if _has_lite_wheel():
+        return True
+    if place.chosen() is None:
+        return False
+    binding.open_library()
+    return True
 
 
 def open_engine(bundle: ModelBundle, model: ModelName, settings: EngineSettings) -> Engine:
@@ -242,25 +350,3 @@ def _import(module: str, advice: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise EngineError(f"{module} cannot be imported ({error}): {advice}") from error
-
-
-def _import_paddle_lite() -> Any:
-    """Import Paddle Lite with the environment it reads once, at its first load."""
-    if "paddlelite" not in sys.modules:
-        # Without this a quarter of the time goes to barriers of threads that do not help (measured).
-        os.environ["OMP_NUM_THREADS"] = "1"
-        if _is_amd_with_avx2(_cpuinfo()):
-            # The bundled MKL takes its slowest kernels on processors that are not Intel's: det 118 -> 88 ms.
-            os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
-    return _import("paddlelite.lite", "pip install paddlelite==2.13rc0 (Python 3.10, x86-64), or use a portable bundle")
-
-
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")[:4096]
-    except OSError:
-        return ""
-
-
-def _is_amd_with_avx2(cpuinfo: str) -> bool:
-    return "AuthenticAMD" in cpuinfo and " avx2" in cpuinfo

@@ -17,6 +17,7 @@ from agent import __version__
 from agent.bundle import MODELS, ModelBundle
 from agent.engines import EngineSettings, choose_engine, open_engine
 from agent.errors import AgentError, BundleError
+from agent.lite import place
 
 TIMEOUT_S = 120
 
@@ -57,7 +58,8 @@ def _installed(engine: str) -> str:
     """Return what changes when another version of a runtime is installed; asking for its version takes 12 ms."""
     found = importlib.util.find_spec(engine)
     origin = found.origin if found is not None else None
-    return f"{origin} {os.stat(origin).st_mtime_ns}" if origin and os.path.exists(origin) else "unknown"
+    package = f"{origin} {os.stat(origin).st_mtime_ns}" if origin and os.path.exists(origin) else "unknown"
+    return f"{package} {place.stamp()}" if engine == "paddlelite" else package
 
 
 def _remember(mark: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from agent.bundle import ModelBundle
+from tests.command import EDGE_OCR, environment, run
+
+# Tests name the build of the native binding that they mean: none is taken from the developer's cache.
+os.environ["EDGE_OCR_LITE"] = "off"
 
 BUILD = Path(__file__).parent.parent / "models" / "build"
 
@@ -34,6 +39,15 @@ def bundle_path() -> Path:
 @pytest.fixture(scope="session")
 def portable_path() -> Path:
     return built("ppocr-v4-portable-fp32")
+
+
+@pytest.fixture(scope="session")
+def lite_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with the native binding, built on the x86 wheel's library."""
+    folder = tmp_path_factory.mktemp("lite")
+    ran = run((*EDGE_OCR, "lite", "build", "--output", folder / "build"), environment(folder / "cache"))
+    assert ran.status == 0, ran.err
+    return folder / "build"
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from agent.bundle import ModelBundle
-from agent.engines import ENGINES, EngineSettings, _is_amd_with_avx2, choose_engine, open_engine, open_files
+from agent.engines import ENGINES, EngineSettings, choose_engine, open_engine, open_files
 from agent.errors import BundleError, EngineError
+from agent.lite.processor import is_amd_with_avx2
 from tests.command import Ran, run, run_python
 from tests.conftest import BUILD, built
 
@@ -24,15 +25,21 @@ BUNDLES = {
 }
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+NATIVE = "paddlelite by the native binding"
+
+
+@pytest.fixture(scope="module", params=[*ENGINES, NATIVE])
 def followed(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What one engine did with random shapes, in a process of its own."""
-    name = request.param
+    name, env = request.param, None
+    if name == NATIVE:
+        name, env = "paddlelite", {**os.environ, "EDGE_OCR_LITE": str(request.getfixturevalue("lite_build"))}
     if name == "paddle" and not (BUILD / BUNDLES[name]).exists():
         pytest.skip("no bundle for Paddle Inference: edge-ocr convert models/ppocr-v4.toml --target paddle")
     bundle, portable = built(BUNDLES[name]), built(BUNDLES["onnxruntime"])
-    ran = run((sys.executable, "-m", "tests.engine_contract", name, bundle, portable))
+    ran = run((sys.executable, "-m", "tests.engine_contract", name, bundle, portable), env)
     assert ran.status == 0, ran.err
+    assert "native binding is not used" not in ran.err
     return {"engine": name, **json.loads(ran.out.splitlines()[-1])}
 
 
@@ -195,4 +202,4 @@ AMD = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC 9B14\nflags\t\t: fpu ss
     ],
 )
 def test_amd_processors_that_can_take_the_faster_kernels_are_told(cpuinfo, is_amd):
-    assert _is_amd_with_avx2(cpuinfo) is is_amd
+    assert is_amd_with_avx2(cpuinfo) is is_amd

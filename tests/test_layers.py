@@ -12,11 +12,14 @@ import pytest
 from tests.command import EDGE_OCR, ROOT, run, run_python
 
 LAYERS = (
-    ("errors", "clock"),
+    ("errors", "clock", "lite"),
     ("page", "protocol", "strict"),
     ("config",),
-    ("bundle", "header", "memory", "health", "mask"),
+    ("bundle", "header", "memory", "health", "mask", "lite.elf", "lite.nb", "lite.place", "lite.processor"),
+    ("lite.binding", "lite.library"),
     ("image", "detect", "orient", "recognize", "engines"),
+    ("lite.build",),
+    ("lite.commands",),
     ("models", "trial", "sources", "sources.inbox", "sources.tree", "sources.watch"),
     ("mate", "sources.retention"),
     ("reader", "sources.folder"),
@@ -42,7 +45,7 @@ RUNTIMES = {"paddle", "paddlelite", "onnxruntime"}
 ONLY_IN = {
     "cv2": {"image", "detect"},
     "psutil": set(),
-    "click": {"__main__", "service"},
+    "click": {"__main__", "service", "lite.commands"},
     "inotify_simple": {"sources.watch"},
     "tomli": set(),
     "paddle": {"engines"},
@@ -187,6 +190,7 @@ def test_help_names_every_command():
             "outbox",
             "convert",
             "bench",
+            "lite",
             "evaluate",
         )
     )

@@ -11,6 +11,7 @@ import pytest
 from agent import service
 from agent.__main__ import cli
 from agent.errors import ExitCode
+from agent.lite.commands import lite_group
 from converters.__main__ import convert_command
 from converters.bench import bench_command
 from converters.evaluate import evaluate_command
@@ -26,6 +27,7 @@ COMMANDS = {
     "status": service.status_command,
     "outbox": service.outbox_group,
     "convert": convert_command,
+    "lite": lite_group,
     "bench": bench_command,
     "evaluate": evaluate_command,
 }
