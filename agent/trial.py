@@ -59,7 +59,7 @@ def _installed(engine: str) -> str:
     found = importlib.util.find_spec(engine)
     origin = found.origin if found is not None else None
     package = f"{origin} {os.stat(origin).st_mtime_ns}" if origin and os.path.exists(origin) else "unknown"
-    return f"{package} {place.stamp()}" if engine == "paddlelite" else package
+    return f"{package} {place.stamp(place.chosen())}" if engine == "paddlelite" else package
 
 
 def _remember(mark: Path) -> None:

@@ -6,6 +6,7 @@ ctypes lets go of the interpreter's lock during each call, so that models run in
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import sys
@@ -20,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import EngineError
+from agent.lite.elf import machine_of
 from agent.lite.nb import check_model
-from agent.lite.place import BINDING, Build, chosen, read_build
+from agent.lite.place import BINDING, Build, chosen, read_build, stamp
 from agent.lite.processor import prepare
 
 Tensor = npt.NDArray[np.float32]
@@ -100,6 +102,11 @@ def open_library(folder: Path | None = None, *, untried: bool = False) -> Librar
     folder = folder or chosen()
     if folder is None:
         raise EngineError("the native binding is not built: run `edge-ocr lite build`")
+    return _open(folder.resolve(), untried, stamp(folder))
+
+
+@functools.cache  # once a process: each model would try the library again
+def _open(folder: Path, untried: bool, _stamp: str) -> Library:
     build = read_build(folder)
     library = folder / build.library
     _check_build(folder, build, library)
@@ -108,7 +115,7 @@ def open_library(folder: Path | None = None, *, untried: bool = False) -> Librar
     prepare()
     _load_lazily(library)
     try:
-        functions = ctypes.CDLL(str(folder.resolve() / BINDING))
+        functions = ctypes.CDLL(str(folder / BINDING))
     except OSError as error:
         raise EngineError(f"{folder / BINDING} cannot be loaded ({error}): {_AGAIN}") from error
     try:
@@ -128,6 +135,8 @@ def _check_build(folder: Path, build: Build, library: Path) -> None:
         raise EngineError(f"{library}: {error.strerror}: {_AGAIN}") from error
     if found.st_size != build.library_bytes or build.library_mtime_ns not in (0, found.st_mtime_ns):
         raise EngineError(f"{library}: another file than {folder} was built for: {_AGAIN}")
+    for path in (library, folder / BINDING):
+        machine_of(path)  # the dynamic linker dies of a file whose end is missing
 
 
 def _load_lazily(library: Path) -> None:

@@ -186,7 +186,8 @@ def _tried(folder: Path) -> str:
         raise EngineError(f"{folder}: its library does not answer within {TRIAL_TIMEOUT_S} s") from error
     lines = child.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
     if child.returncode < 0:
-        raise EngineError(f"{folder}: its library dies of the test model (signal {-child.returncode}: {lines[0]})")
+        said = f"signal {-child.returncode}: {lines[0]}"
+        raise EngineError(f"{folder}: its library dies of the test model ({said}): give --lib a release with headers")
     if child.returncode:
         raise EngineError(lines[-1])
     # The library may have printed before: the version is what stands last.

@@ -82,9 +82,8 @@ def choose(folder: Path) -> None:
         raise EngineError(f"{active}: {error.strerror}; set {VARIABLE}={folder} instead") from error
 
 
-def stamp() -> str:
-    """Return what changes when another build is used."""
-    folder = chosen()
+def stamp(folder: Path | None) -> str:
+    """Return what changes when a build does; that of none is "none"."""
     try:
         return f"{folder.resolve()} {(folder / RECORD).stat().st_mtime_ns}" if folder else "none"
     except OSError:
