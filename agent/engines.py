@@ -5,6 +5,8 @@ No runtime is imported before it is chosen. Every engine takes any sequence of i
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import logging
 import platform
@@ -183,8 +185,13 @@ def _lite_loader(settings: EngineSettings) -> _LiteLoader:
     except EngineError as error:
         if not _has_lite_wheel():
             raise
-        _log.warning("the native binding is not used: %s", error)
+        _warn_once(f"the native binding is not used: {error}")
         return _Wheel()
+
+
+@functools.cache  # not for each of the models
+def _warn_once(message: str) -> None:
+    _log.warning(message)
 
 
 def _has_lite_wheel() -> bool:
@@ -294,6 +301,7 @@ def choose_engine(bundle: ModelBundle, wanted: str) -> str:
             if _is_installed(name):
                 return name
         except EngineError as error:
+            _warn_once(f"{name} is not used: {error}")
             refused.append(f" ({error})")
     raise EngineError(
         f"{bundle.path}: runs on {' or '.join(held)}, which is not installed: pip install {held[0]}{''.join(refused)}"

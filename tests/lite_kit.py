@@ -5,10 +5,20 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import msgspec
+
+from agent.bundle import ModelBundle
 from tests.command import EDGE_OCR, ROOT, Ran, environment, run
 
 STUB = ROOT / "tests" / "lite_stub"
 LIBRARY = "libpaddle_light_api_shared.so"
+
+
+def both(bundle: ModelBundle) -> ModelBundle:
+    """Return a bundle whose detector is for two engines."""
+    files = {"onnxruntime": ("det.onnx",), "paddlelite": ("det.nb",)}
+    det = msgspec.structs.replace(bundle.manifest.det, files=files)
+    return ModelBundle(bundle.path, msgspec.structs.replace(bundle.manifest, det=det), bundle.characters, bundle.digest)
 
 
 def stub_library(folder: Path, *macros: str, compiler: str = "g++") -> Path:

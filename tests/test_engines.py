@@ -17,6 +17,7 @@ from agent.errors import BundleError, EngineError
 from agent.lite.processor import is_amd_with_avx2
 from tests.command import Ran, run, run_python
 from tests.conftest import BUILD, built
+from tests.lite_kit import both
 
 BUNDLES = {
     "paddlelite": "ppocr-v4-x86_64-fp32",
@@ -81,13 +82,6 @@ def test_model_that_the_bundle_lacks_is_refused(portable):
         open_engine(small, "cls", EngineSettings())
 
 
-def both(bundle: ModelBundle) -> ModelBundle:
-    """Return a bundle whose detector is for two engines."""
-    files = {"onnxruntime": ("det.onnx",), "paddlelite": ("det.nb",)}
-    det = msgspec.structs.replace(bundle.manifest.det, files=files)
-    return ModelBundle(bundle.path, msgspec.structs.replace(bundle.manifest, det=det), bundle.characters, bundle.digest)
-
-
 def test_auto_takes_what_the_bundle_holds(bundle, portable):
     assert choose_engine(bundle, "auto") == "paddlelite"
     assert choose_engine(portable, "auto") == "onnxruntime"
@@ -135,7 +129,7 @@ def test_missing_runtime_is_an_error_that_names_what_to_install(name, advice):
 
 
 def test_auto_takes_the_next_engine_where_the_first_is_missing(portable_path):
-    imported = "__import__('tests.test_engines').test_engines.both(bundle)"
+    imported = "__import__('tests.lite_kit').lite_kit.both(bundle)"
     assert blocked("paddlelite", f"choose_engine({imported}, 'auto')", portable_path).out == "onnxruntime\n"
 
 

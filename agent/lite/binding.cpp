@@ -121,6 +121,7 @@ constexpr std::size_t kRoom = 4096;  // ConfigBase takes 528 bytes in version 2.
 class Config {
  public:
   Config() {
+    std::memset(room_, 0, kRoom);  // a version may keep something of its own where Added ends or does not begin
     new (room_) ConfigBase();
     added_ = new (room_ + base_bytes()) Added();
   }
