@@ -12,7 +12,7 @@ BENCH_ARGS ?=
 # What the converter draws documents with; the tests name what is missing.
 FONTS := fonts-arphic-ukai fonts-arphic-uming fonts-dejavu-core fonts-liberation fonts-wqy-zenhei
 GROUPS := convert,compress,onnx,postgres,dev
-PROGRAMS := mosquitto openssl postgresql strace
+PROGRAMS := g++ g++-aarch64-linux-gnu mosquitto openssl postgresql qemu-user strace
 KILLS ?= 1000
 
 help: ## list these targets

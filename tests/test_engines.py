@@ -6,11 +6,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+from agent import engines
 from agent.bundle import ModelBundle
 from agent.engines import ENGINES, EngineSettings, choose_engine, open_engine, open_files
 from agent.errors import BundleError, EngineError
@@ -180,6 +182,16 @@ def test_one_thread_is_one_thread_whatever_the_environment_says(name):
     (own,) = [count for main, count in ticks if main]
     assert own > 10, ran.err
     assert sum(count for main, count in ticks if not main) <= 1
+
+
+@pytest.mark.parametrize(("machine", "passed"), [("aarch64", 3), ("x86_64", 1)])
+def test_library_spreads_a_model_over_threads_on_arm_only(monkeypatch, machine, passed):
+    asked: list[int] = []
+    monkeypatch.setattr(engines.binding, "open_library", lambda: SimpleNamespace(machine=machine))
+    monkeypatch.setattr(engines.binding, "Predictor", lambda *_, threads, checked: asked.append(threads))
+    loader = engines._Native(EngineSettings(threads=3))
+    loader(Path("det.nb"))
+    assert (loader.uses_threads, asked) == (machine == "aarch64", [passed])
 
 
 AMD = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC 9B14\nflags\t\t: fpu sse4_2 avx avx2 fma\n"

@@ -18,7 +18,7 @@ LAYERS = (
     ("bundle", "header", "memory", "health", "mask", "lite.elf", "lite.nb", "lite.place", "lite.processor"),
     ("lite.binding", "lite.library"),
     ("image", "detect", "orient", "recognize", "engines"),
-    ("lite.build",),
+    ("lite.build", "lite.measure"),
     ("lite.commands",),
     ("models", "trial", "sources", "sources.inbox", "sources.tree", "sources.watch"),
     ("mate", "sources.retention"),

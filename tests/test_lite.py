@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from agent.lite.place import RECORD, read_build, write_build
-from tests.command import run, run_python
+from tests.command import EDGE_OCR, run, run_python
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the wheel's library is for x86-64")
 
@@ -156,6 +156,28 @@ def test_wrong_models_are_refused_before_the_library_sees_them(tmp_path, lite_bu
         bad.write_bytes(content)
         told = opened(chosen, bad)
         assert f"{bad}: " in told and said in told and told.count("\n") == 1
+
+
+def test_bench_has_a_row_for_each_model_threads_and_power_mode(lite_build, bundle_path):
+    arguments = ("--bundle", bundle_path, "--threads", "1,2", "--power", "any,high", "--runs", "1")
+    ran = run((*EDGE_OCR, "lite", "bench", *arguments), with_build(lite_build))
+    assert (ran.status, ran.err) == (0, "")
+    rows = [tuple(row.split()[:3]) for row in ran.out.splitlines()[2:]]
+    models, modes = ("det", "rec", "cls"), ("any", "high")
+    assert rows == [(model, count, mode) for model in models for mode in modes for count in ("1", "2")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("--threads", "1,x"), 78, "--threads 1,x: numbers from 1 to 64 with commas between are accepted"),
+        (("--threads", "65"), 78, "--threads 65: numbers from 1 to 64"),
+        (("--power", "warp"), 69, "power mode 'warp' is unknown; one of high, low, full, any"),
+    ],
+)
+def test_bench_refuses_what_is_no_number_or_mode(lite_build, bundle_path, arguments, status, said):
+    ran = run((*EDGE_OCR, "lite", "bench", "--bundle", bundle_path, *arguments), with_build(lite_build))
+    assert (ran.status, ran.out) == (status, "") and said in ran.err
 
 
 def interpreters() -> list[Path]:

@@ -212,6 +212,8 @@ class Predictor:
         Raises:
             EngineError: the model is damaged or not for this machine, or the library refuses it.
         """
+        if power_mode not in POWER_MODES:
+            raise EngineError(f"power mode {power_mode!r} is unknown; one of {', '.join(POWER_MODES)}")
         if not checked:
             check_model(model, library.machine)
         content, size = (model, len(model)) if isinstance(model, bytes) else (os.fsencode(model), 0)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+_BUNDLE = Path(f"models/build/ppocr-v4-{platform.machine()}-fp32")
+_MODES = "any, high, low, full, some-high, some-low."
+
 
 @click.group("lite")
 def lite_group() -> None:
@@ -56,3 +59,38 @@ def fetch_command() -> None:
     from agent.lite.library import fetch
 
     click.echo(fetch())
+
+
+@lite_group.command("bench")
+@click.option("--bundle", type=click.Path(path_type=Path), default=_BUNDLE, help="Models to run.")
+@click.option("--threads", default="1", show_default=True, help="Numbers of threads, with commas between.")
+@click.option("--power", default="any", show_default=True, help="Power modes, with commas between: " + _MODES)
+@click.option("--runs", type=click.IntRange(1, 1000), default=15, show_default=True, help="Runs of each.")
+def bench_command(bundle: Path, threads: str, power: str, runs: int) -> None:
+    """Time the models on this machine: what threads and power modes are worth here."""
+    from agent.bundle import ModelBundle
+    from agent.lite.binding import open_library
+    from agent.lite.measure import measure
+
+    library = open_library()
+    modes = power.split(",")
+    rows = measure(library, ModelBundle.load(bundle), _numbers(threads), modes, runs)
+    click.echo(f"Paddle Lite {library.version}, {library.machine}, {runs} runs each")
+    click.echo("model  threads  power      median ms  fastest ms  peak MB")
+    for row in rows:
+        left = f"{row.model:5}  {row.threads:7}  {row.power_mode:9}"
+        click.echo(f"{left}  {row.median_ms:9.1f}  {row.fastest_ms:10.1f}  {row.resident_mb:7.0f}")
+
+
+def _numbers(text: str) -> list[int]:
+    """Return numbers that stand with commas between.
+
+    Raises:
+        ConfigError: one is none, or not within 1..64.
+    """
+    from agent.errors import ConfigError
+
+    words = text.split(",")
+    if not all(word.isdecimal() and 1 <= int(word) <= 64 for word in words):
+        raise ConfigError(f"--threads {text}: numbers from 1 to 64 with commas between are accepted")
+    return [int(word) for word in words]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 
 def prepare() -> None:
-    """Set the environment for the library; without effect where it is loaded already."""
+    """Set the environment for the library; without effect where it is loaded already, and on ARM."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return  # there the configuration says how many threads
     # Without this a quarter of the time goes to barriers of threads that do not help (measured).
     os.environ["OMP_NUM_THREADS"] = "1"
     if is_amd_with_avx2(_cpuinfo()):
