@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import logging
 import platform
-import sys
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,7 +145,7 @@ class _NativeModel:
 
 
 class _Wheel:
-    """Loads models by the Python class of the wheel, which is for Python 3.10 on x86-64."""
+    """Loads models by Paddle Lite's own Python class; its published wheels are for Python 3.10 on x86-64."""
 
     uses_threads = False
 
@@ -195,7 +194,7 @@ def _warn_once(message: str) -> None:
 
 
 def _has_lite_wheel() -> bool:
-    return sys.version_info[:2] == (3, 10) and importlib.util.find_spec("paddlelite") is not None
+    return importlib.util.find_spec("paddlelite") is not None
 
 
 class OnnxRuntime:

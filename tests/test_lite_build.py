@@ -227,6 +227,13 @@ def test_release_archive_is_built_with_its_own_headers(tmp_path, stub):
     assert read_build(tmp_path / "out").headers
 
 
+def test_wheel_is_unpacked_with_the_libraries_that_its_own_needs(tmp_path, stub):
+    members = {"paddlelite/lite.so": stub.read_bytes(), "paddlelite/libs/libmore.so": b"more", "paddlelite/x.py": b""}
+    ran = lite(tmp_path, "build", "--lib", packed(tmp_path / "some.whl", members), "--output", tmp_path / "out")
+    assert "library   lite.so" in ran.out, ran.err
+    assert (tmp_path / "out" / "libs" / "libmore.so").read_bytes() == b"more"
+
+
 @pytest.mark.parametrize("archive", ["release.tar.gz", "release.whl"])
 @pytest.mark.parametrize("name", ["../../lite.so", "/lite.so"])
 def test_archive_that_leaves_its_directory_is_refused(tmp_path, archive, name):

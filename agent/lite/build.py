@@ -21,7 +21,7 @@ from agent.errors import EngineError
 from agent.lite import library as libraries
 from agent.lite.binding import INTERFACE
 from agent.lite.elf import machine_of
-from agent.lite.library import Found
+from agent.lite.library import NEEDED, Found
 from agent.lite.place import BINDING, Build, choose, home, read_build, write_build
 
 SOURCE = Path(__file__).with_name("binding.cpp")
@@ -140,6 +140,8 @@ def _build(found: Found, compiler: Sequence[str], folder: Path) -> None:
         library = folder / found.path.name
         shutil.copyfile(found.path, folder / f".{library.name}")
         (folder / f".{library.name}").replace(library)
+        if (found.path.parent / NEEDED).is_dir():
+            shutil.copytree(found.path.parent / NEEDED, folder / NEEDED, dirs_exist_ok=True)
     headers = ["-DEDGE_OCR_LITE_HEADERS", f"-I{found.headers}"] if found.headers else []
     # The library's own needs are for the dynamic linker of the machine that it runs on.
     linking = [f"-L{library.parent.resolve()}", f"-l:{library.name}", "-Wl,--allow-shlib-undefined,-rpath,$ORIGIN"]

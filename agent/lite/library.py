@@ -27,6 +27,8 @@ FETCH_TIMEOUT_S = 1800
 
 NAMES = ("libpaddle_light_api_shared.so", "lite.so")
 """What the library is called in release archives for ARM, and in the x86 wheel."""
+NEEDED = "libs"
+"""Directory beside the x86 wheel's library with those that it needs itself."""
 HEADER = "paddle_api.h"
 MAX_MEMBERS = 10_000
 MAX_UNPACKED_BYTES = 1 << 30
@@ -72,10 +74,12 @@ def find_in(place: Path, work: Path) -> Found:
     if place.is_file():
         unpack(place, work)
         folder = work
-    for name in NAMES:
-        for path in sorted(folder.rglob(name)) if folder.is_dir() else ():
-            return Found(path, _headers(folder))
-    raise EngineError(f"{place}: holds neither {NAMES[0]} nor {NAMES[1]}: a release's inference_lite_lib archive does")
+    found = [path for name in NAMES for path in sorted(folder.rglob(name))]
+    if not found:
+        raise EngineError(
+            f"{place}: holds neither {NAMES[0]} nor {NAMES[1]}: a release's inference_lite_lib archive does"
+        )
+    return Found(found[0], _headers(folder))
 
 
 def _headers(folder: Path) -> Path | None:
