@@ -22,7 +22,7 @@ BUNDLE = Path(f"models/build/ppocr-v4-{platform.machine()}-fp32")
 SHAPES = {"det": (1, 3, 640, 640), "rec": (1, 3, 48, 320), "cls": (1, 3, 48, 192)}
 PAIRS = 7
 RUNS = {"det": 7, "rec": 20, "cls": 60}
-LOADS = 10
+LOADS = 40
 WAYS = {"binding": {}, "wheel": {"EDGE_OCR_LITE": "off"}}
 
 
