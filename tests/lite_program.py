@@ -156,9 +156,9 @@ def one_at_a_time(library: Library, bundle: Path) -> dict[str, Any]:
     predictor.set_input(0, noise((1, 3, 640, 640)))
     thread = threading.Thread(target=predictor.run)
     thread.start()
-    said = {refusal(predictor.run) for _ in iter(thread.is_alive, False)}
+    said = [refusal(predictor.run) for _ in iter(thread.is_alive, False)]
     thread.join()
-    return {"said": sorted(said - {"accepted"})}
+    return {"said": sorted({*said} - {"accepted"}), "refused": len(said)}
 
 
 JOBS = {job.__name__: job for job in (equal, threads, growth, views, inputs, one_at_a_time)}

@@ -64,8 +64,9 @@ def test_inputs_and_outputs_that_are_none_are_refused(told):
 
 
 @pytest.mark.parametrize("told", ["one_at_a_time"], indirect=True)
-def test_a_predictor_is_for_one_thread_at_a_time(told):
+def test_a_predictor_is_for_one_thread_at_a_time_and_other_threads_go_on_meanwhile(told):
     assert told["said"] == ["a model is used by two threads at once"]
+    assert told["refused"] > 100  # with the interpreter's lock held it would be none or one
 
 
 def opened(build: Path, model: Path) -> str:
