@@ -231,9 +231,10 @@ def _costs_note(report: Report) -> list[str]:
 
 
 _ARM_NOTE = (
-    "ARM: not measured, this machine cannot run it. On a board where Paddle Lite's Python package is installed (PyPI "
-    "has it for x86-64 only), `edge-ocr bench --no-peers --data DIR --bundle BUNDLE` tells pages per second, seconds "
-    "to the first page and peak memory on labelled sets, with this bundle and then with the one in float."
+    "ARM: not measured, this machine cannot run it. On a board with the native binding (`edge-ocr lite build`), "
+    "`edge-ocr lite bench --threads 1,2,4 --bundle BUNDLE` times the models and tells their memory, and "
+    "`edge-ocr bench --no-peers --data DIR --bundle BUNDLE` tells pages per second, seconds to the first page and peak "
+    "memory on labelled sets, with this bundle and then with the one in float."
 )
 
 

@@ -101,7 +101,8 @@ def unpack(archive: Path, work: Path) -> None:
                     raise EngineError(f"{archive}: larger than any release of Paddle Lite")
                 _write(stream, size, work / _inside(name))
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        raise EngineError(f"{archive}: damaged, or not an archive: {error}") from error
+        said = str(error).splitlines() or ["it ends early"]  # tarfile tells what each of its readers says
+        raise EngineError(f"{archive}: damaged, or not an archive: {said[0].rstrip(':')}") from error
 
 
 @contextmanager
