@@ -9,7 +9,7 @@ import pytest
 from agent.errors import ConfigError, ConversionError
 from converters import stages as stages_module
 from converters.meter import USUAL_S, Meter, usual_times
-from converters.recipe import load_recipe
+from converters.recipe import Thinning, load_recipe
 from converters.stages import Stages, locked, room
 from tests.command import ROOT
 
@@ -190,7 +190,8 @@ def test_stages_that_are_up_to_date_are_not_waited_for(tmp_path, clock):
 
 def test_the_table_of_usual_times_fits_the_recipe():
     settings = load_recipe(ROOT / "models" / "ppocr-v4-int8.toml").compress
-    assert usual_times(msgspec.structs.replace(settings, method="qat")) == USUAL_S
-    assert USUAL_S.keys() - usual_times(settings).keys() == {"train det", "train rec"}
+    thin = Thinning(models=("det", "rec"), zeros=0.5)
+    assert usual_times(msgspec.structs.replace(settings, method="qat", thin=thin)) == USUAL_S
+    assert USUAL_S.keys() - usual_times(settings).keys() == {"train det", "train rec", "thin det", "thin rec"}
     plain = msgspec.structs.replace(settings, prune=None, rounded=())
     assert usual_times(settings).keys() - usual_times(plain).keys() == {"prune det", "round rec"}
