@@ -85,6 +85,7 @@ class ReaderConfig(_Strict, frozen=True):
         memory_mb: what reading may have resident; where it is too little for all threads, fewer read.
         threads: processor cores.
         engine: runtime; "auto" takes the first that is there.
+        power_mode: which cores of an ARM processor Paddle Lite binds its threads to (`agent.lite.binding`).
         min_score: lines read with less are dropped.
     """
 
@@ -92,6 +93,7 @@ class ReaderConfig(_Strict, frozen=True):
     memory_mb: Annotated[int, _Meta(ge=128, le=65_536)] = 250
     threads: Annotated[int, _Meta(ge=1, le=64)] = 1
     engine: Literal["auto", "paddlelite", "onnxruntime", "paddle"] = "auto"
+    power_mode: Literal["any", "high", "low", "full", "some-high", "some-low"] = "any"
     min_score: Annotated[float, _Meta(ge=0.0, le=1.0)] = 0.55
 
 

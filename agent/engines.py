@@ -61,6 +61,7 @@ class EngineSettings(msgspec.Struct, frozen=True):
         device: "cpu" or "gpu" (Paddle Inference only).
         gpu_memory_mb: memory taken on the GPU at start.
         tensorrt: let Paddle Inference use TensorRT.
+        power_mode: which cores the native binding takes on ARM, a key of `agent.lite.binding.POWER_MODES`.
     """
 
     engine: str = "auto"
@@ -68,6 +69,7 @@ class EngineSettings(msgspec.Struct, frozen=True):
     device: str = "cpu"
     gpu_memory_mb: int = 512
     tensorrt: bool = False
+    power_mode: str = "any"
 
 
 class PaddleLite:
@@ -127,10 +129,11 @@ class _Native:
         self._library = binding.open_library()
         # On x86 a second thread of one model gains nothing (DECISIONS): a second process does the work there.
         self.uses_threads = self._library.machine == "aarch64"
-        self._threads = settings.threads if self.uses_threads else 1
+        self._how: dict[str, Any] = {"threads": settings.threads if self.uses_threads else 1}
+        self._how["power_mode"] = settings.power_mode
 
     def __call__(self, file: Path) -> _LiteModel:
-        return _NativeModel(binding.Predictor(self._library, file, threads=self._threads, checked=True))
+        return _NativeModel(binding.Predictor(self._library, file, checked=True, **self._how))
 
 
 class _NativeModel:

@@ -340,7 +340,7 @@ def open_reader(config: AgentConfig) -> tuple[PageReader, str]:
     from agent.reader import Reader, ReaderSettings
 
     bundle = ModelBundle.load(Path(config.reader.bundle))
-    engine = EngineSettings(config.reader.engine, config.reader.threads)
+    engine = EngineSettings(config.reader.engine, config.reader.threads, power_mode=config.reader.power_mode)
     trial.ensure_tried(bundle, engine)
     settings = ReaderSettings(config.reader.memory_mb, config.reader.min_score, engine=engine)
     return Reader(bundle, settings), bundle.label

@@ -8,10 +8,13 @@ import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from agent.config import ReaderConfig
+from agent.engines import EngineSettings
+from agent.lite.binding import POWER_MODES
 from agent.lite.place import RECORD, read_build, write_build
 from tests.command import EDGE_OCR, run, run_python
 
@@ -195,3 +198,8 @@ def test_newer_pythons_load_the_same_build(lite_build):
     for python in pythons:
         ran = run((python, "-m", "agent.lite.binding", lite_build))
         assert (ran.status, ran.out) == (0, "v2.13-rc"), ran.err
+
+
+def test_settings_and_binding_know_the_same_power_modes():
+    assert set(get_args(get_type_hints(ReaderConfig)["power_mode"])) == set(POWER_MODES)
+    assert EngineSettings().power_mode == ReaderConfig().power_mode == "any"
