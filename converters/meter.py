@@ -22,7 +22,6 @@ _ANEW_EVERY_S = 0.3
 USUAL_S = {
     "prune det": 138.0,
     "thin det": 200.0,
-    "smooth det": 70.0,
     "calibrate det": 77.0,
     "weigh det": 27.0,
     "thin rec": 250.0,
