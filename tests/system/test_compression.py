@@ -118,16 +118,17 @@ def test_outputs_stay_close_to_the_teacher(place, bundle):
     assert drawn["after"]["scores"]["char_f1"] > 0.6
 
 
-def test_the_gate_bites_on_scales_that_are_four_times_too_large(place, bundle, tmp_path, monkeypatch):
+def test_the_gate_bites_on_scales_that_are_sixteen_times_too_large(place, bundle, tmp_path, monkeypatch):
+    # Four times too large, a quarter of the steps are left, and rounding makes up for that on these pages.
     scale = compress.Compressor._scale
 
     def ruin(compressor, model):
         scale(compressor, model)
         scales = json.loads(model.scales.read_text())
-        model.scales.write_text(json.dumps({name: 4 * value for name, value in scales.items()}))
+        model.scales.write_text(json.dumps({name: 16 * value for name, value in scales.items()}))
 
     monkeypatch.setattr(compress.Compressor, "_scale", ruin)
-    with pytest.raises(ConversionError, match="hmean falls by"):
+    with pytest.raises(ConversionError, match="char_f1 falls by .*hmean falls by"):
         converted(place, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert any("hmean" in failure for failure in report(place)["failures"])
