@@ -128,7 +128,7 @@ def test_the_gate_bites_on_scales_that_are_sixteen_times_too_large(place, bundle
         model.scales.write_text(json.dumps({name: 16 * value for name, value in scales.items()}))
 
     monkeypatch.setattr(compress.Compressor, "_scale", ruin)
-    with pytest.raises(ConversionError, match="char_f1 falls by .*hmean falls by"):
+    with pytest.raises(ConversionError, match=r"char_f1 falls by .*hmean falls by"):
         converted(place, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert any("hmean" in failure for failure in report(place)["failures"])
