@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import struct
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,8 +11,9 @@ from hypothesis import strategies as st
 
 from agent.errors import EngineError
 from agent.lite.nb import check_model
+from converters import native
 from scripts import write_selftest
-from tests.conftest import built
+from tests.small_graphs import small_recognizer
 
 HERE = platform.machine()
 SELFTEST = {name: (write_selftest.PLACE / f"selftest-{name}.nb").read_bytes() for name in ("x86_64", "aarch64")}
@@ -104,11 +104,11 @@ def test_models_that_libraries_are_tried_with_are_those_of_the_script():
     assert max(map(len, SELFTEST.values())) < 4096
 
 
-def test_models_for_arm_pass_for_arm():
-    path = built("ppocr-v4-x86_64-fp32").parent / "ppocr-v4-aarch64-fp32"
-    if not Path(path).exists():
-        pytest.skip("no bundle for aarch64: edge-ocr convert models/ppocr-v4.toml --target aarch64")
-    for model in ("det", "rec", "cls"):
-        check_model(path / f"{model}.nb", "aarch64")
-        with pytest.raises(EngineError, match="made for aarch64"):
-            check_model(path / f"{model}.nb", "x86_64")
+def test_models_for_arm_pass_for_arm(tmp_path):
+    small_recognizer().save(tmp_path / "source")
+    for target, other in (("aarch64", "x86_64"), ("x86_64", "aarch64")):
+        how = {"source": tmp_path / "source", "out": tmp_path / target, "target": target, "plan": False}
+        native.run("build_lite", **how)
+        check_model(tmp_path / f"{target}.nb", target)
+        with pytest.raises(EngineError, match=f"made for {target}"):
+            check_model(tmp_path / f"{target}.nb", other)
