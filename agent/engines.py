@@ -92,7 +92,13 @@ class PaddleLite:
         self._model: _LiteModel | None = None
 
     def run(self, x: Tensor) -> Tensor:
-        """Return the output for a batch (N, 3, H, W)."""
+        """Return the output for a batch (N, 3, H, W).
+
+        Raises:
+            EngineError: it has another shape; the library would end the process, or read beyond the input's end.
+        """
+        if x.ndim != 4 or x.shape[1] != 3:
+            raise EngineError(f"an input of shape {x.shape}, where (N, 3, H, W) is taken")
         if self._model is None or (self._locked and x.shape[2:] != self._shape):
             self._model = None  # first the old one goes, for the memory
             self._model = self._load(self._file)

@@ -161,6 +161,26 @@ def test_paddle_lite_is_loaded_with_one_thread(bundle_path):
     assert opened(bundle_path, clean) == "1"
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_paddle_lite_is_not_given_a_shape_that_it_dies_of(bundle_path, lite_build, native):
+    ran = run_python(
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "from agent.bundle import ModelBundle; from agent.engines import EngineSettings, open_engine\n"
+        "from agent.errors import EngineError\n"
+        "engine = open_engine(ModelBundle.load(Path(sys.argv[1])), 'det', EngineSettings('paddlelite'))\n"
+        "for shape in ((3, 32, 32), (1, 4, 32, 32), (1, 3, 32, 32, 1), ()):\n"
+        "    try: engine.run(np.zeros(shape, np.float32))\n"
+        "    except EngineError as error: print(error)\n"
+        "print(engine.run(np.zeros((1, 3, 32, 32), np.float32)).shape)\n",
+        bundle_path,
+        env={**os.environ, "EDGE_OCR_LITE": str(lite_build) if native else "off"},
+    )
+    assert ran.status == 0, ran.err
+    *refused, shape = ran.out.splitlines()
+    assert len(refused) == 4 and all("where (N, 3, H, W) is taken" in line for line in refused)
+    assert shape == "(1, 1, 32, 32)"
+
+
 @pytest.mark.parametrize("name", ["paddlelite", "onnxruntime"])
 def test_one_thread_is_one_thread_whatever_the_environment_says(name):
     # Libraries may make more, but those must not compute anything: their processor time stays nought.
