@@ -206,12 +206,13 @@ def test_one_thread_is_one_thread_whatever_the_environment_says(name):
 
 @pytest.mark.parametrize(("machine", "passed"), [("aarch64", 3), ("x86_64", 1)])
 def test_library_spreads_a_model_over_threads_on_arm_only(monkeypatch, machine, passed):
-    asked: list[int] = []
+    asked: list[dict[str, Any]] = []
     monkeypatch.setattr(engines.binding, "open_library", lambda: SimpleNamespace(machine=machine))
-    monkeypatch.setattr(engines.binding, "Predictor", lambda *_, threads, checked: asked.append(threads))
-    loader = engines._Native(EngineSettings(threads=3))
+    monkeypatch.setattr(engines.binding, "Predictor", lambda *_, **how: asked.append(how))
+    loader = engines._Native(EngineSettings(threads=3, power_mode="high"))
     loader(Path("det.nb"))
-    assert (loader.uses_threads, asked) == (machine == "aarch64", [passed])
+    assert asked == [{"threads": passed, "power_mode": "high", "checked": True}]
+    assert loader.uses_threads == (machine == "aarch64")
 
 
 AMD = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC 9B14\nflags\t\t: fpu sse4_2 avx avx2 fma\n"

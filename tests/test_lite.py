@@ -184,7 +184,7 @@ def test_bench_refuses_what_is_no_number_or_mode(lite_build, bundle_path, argume
     assert (ran.status, ran.out) == (status, "") and said in ran.err
 
 
-@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("version", ["3.11", "3.13"])
 def test_newer_pythons_load_the_same_build(lite_build, tmp_path, version):
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found = sorted(root.glob(f"{version}.*/bin/python"))
