@@ -50,8 +50,7 @@ def ensure_tried(bundle: ModelBundle, settings: EngineSettings) -> None:
 def _mark(bundle: ModelBundle, engine: str) -> Path:
     """Return the file that says this bundle has run on this engine's version, with this program's version."""
     what = f"{bundle.digest} {bundle.path.resolve()} {engine} {_installed(engine)} {__version__}"
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "edge-ocr" / "tried" / hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()
+    return place.cache() / "tried" / hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()
 
 
 def _installed(engine: str) -> str:

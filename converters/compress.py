@@ -119,10 +119,7 @@ class Compressor:
             errors=errors,
             left=found.left,
             trained=found.trained,
-            channels=slimmed.channels,
-            multiply_adds=slimmed.multiply_adds,
-            zeros=slimmed.zeros,
-            slim=slimmed.slim,
+            **msgspec.structs.asdict(slimmed),
         )
 
     # ------------------------------------------------------------------------------------------------ stages

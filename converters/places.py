@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from converters.network import windows
+from converters.network import Network, windows
 from converters.params import Array
 from converters.quantize import Layer
 
@@ -55,3 +55,33 @@ def patches(values: Array, op: Any, layer: Layer, count: int = PLACES, seed: int
     picture, row, column = choose((view.shape[0], *view.shape[2:4]), count, seed)
     seen: Floats = view[picture, :, row, column].astype(np.float64)
     return seen.reshape(len(seen), seen.shape[1] if layer.kind == "depthwise_conv2d" else 1, -1)
+
+
+def look(network: Network, name: str, op: Any, layer: Layer, inputs: Array) -> Floats:
+    """Return what a layer's filters see at some places of a variable; see `patches`.
+
+    Args:
+        network: that computes it.
+        name: of the variable.
+        op: the convolution.
+        layer: the same.
+        inputs: (N, 3, H, W).
+    """
+    return np.concatenate(
+        [patches(network.fetch([name], part)[0], op, layer, **which) for part, which in parts(inputs)]
+    )
+
+
+def outputs(filters: Array, seen: Floats) -> Floats:
+    """Return what filters give, without a bias.
+
+    Args:
+        filters: (out, in / groups, h, w).
+        seen: (places, groups, values).
+
+    Returns:
+        float64 (places, groups, out per group).
+    """
+    flat = filters.reshape(seen.shape[1], -1, seen.shape[2]).astype(np.float64)
+    given: Floats = np.einsum("pgv,gov->pgo", seen, flat, optimize=True)
+    return given

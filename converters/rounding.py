@@ -20,7 +20,7 @@ from converters.calibrate import tensors
 from converters.graph import Graph, bias_of, only, result
 from converters.network import Network
 from converters.params import Array
-from converters.places import Floats, parts, patches
+from converters.places import Floats, look, outputs, parts, patches
 from converters.quantize import (
     PAIR,
     STEPS,
@@ -96,8 +96,8 @@ def round_layers(
     for layer in child.counted(layers, grows=2):  # later ones are wider, and further from the input
         op = next(op for op in plain.ops if result(op) == layer.name)
         read = next(only(op, "Input") for op in coarse.ops if result(op) == layer.name)
-        seen = [patches(after.fetch([read], part)[0], op, layer, **which) for part, which in parts(inputs)]
-        rounded = round_layer(plain.params[only(op, "Filter")], layer, wanted[layer.name], np.concatenate(seen))
+        seen = look(after, read, op, layer, inputs)
+        rounded = round_layer(plain.params[only(op, "Filter")], layer, wanted[layer.name], seen)
         _put(after, coarse, layer, rounded)
         saved |= {f"{layer.name}.{key}": getattr(rounded, key) for key in ("steps", "scales", "shift")}
         left[layer.name] = rounded.left
@@ -117,21 +117,6 @@ def _outputs(graph: Graph, layers: Sequence[Layer], inputs: Array) -> dict[str, 
             seen = patches(values[layer.source], op, layer, **which)
             found[layer.name].append(outputs(graph.params[only(op, "Filter")], seen))
     return {name: np.concatenate(rows) for name, rows in found.items()}
-
-
-def outputs(filters: Array, seen: Floats) -> Floats:
-    """Return what filters give, without a bias.
-
-    Args:
-        filters: (out, in / groups, h, w).
-        seen: (places, groups, values).
-
-    Returns:
-        float64 (places, groups, out per group).
-    """
-    flat = filters.reshape(seen.shape[1], -1, seen.shape[2]).astype(np.float64)
-    given: Floats = np.einsum("pgv,gov->pgo", seen, flat, optimize=True)
-    return given
 
 
 def _put(network: Network, graph: Graph, layer: Layer, rounded: Rounded) -> None:
@@ -163,7 +148,7 @@ def round_layer(filters: Array, layer: Layer, wanted: Floats, after: Floats) -> 
     base = filter_scales(target.reshape(filters.shape).astype(np.float32), layer.kind).astype(np.float64)
     steps, scales = _best(target, base.reshape(groups, -1) / STEPS, moments, layer)
     rounded = steps * scales[:, :, None]
-    made = np.einsum("pgv,gov->pgo", after, rounded, optimize=True)
+    made = outputs(rounded, after)
     shift = wanted.mean(axis=0) - made.mean(axis=0)
     left = float(((wanted - made - shift) ** 2).mean() / max(1e-12, wanted.var(axis=0).mean()))
     return Rounded(
@@ -183,24 +168,27 @@ def move(flat: Floats, wanted: Floats, after: Floats) -> Floats:
         after: (places, groups, values).
     """
     last = len(after) * 3 // 4
-    fitted = {strength: _fit(flat, wanted[:last], after[:last], strength) for strength in STRENGTHS}
-    return _fit(flat, wanted, after, min(STRENGTHS, key=lambda s: _error(fitted[s], wanted[last:], after[last:])))
+    fitted = _fit(flat, wanted[:last], after[:last], STRENGTHS)
+    best = min(STRENGTHS, key=lambda strength: _error(fitted[strength], wanted[last:], after[last:]))
+    return _fit(flat, wanted, after, (best,))[best]
 
 
-def _fit(flat: Floats, wanted: Floats, after: Floats, strength: float) -> Floats:
-    """Return the filters of least squares, held to the given ones with some strength."""
-    if strength == np.inf:
-        return flat
+def _fit(flat: Floats, wanted: Floats, after: Floats, strengths: Sequence[float]) -> dict[float, Floats]:
+    """Return the filters of least squares, held to the given ones with each of some strengths."""
+    finite = [strength for strength in strengths if strength != np.inf]
+    if not finite:
+        return dict.fromkeys(strengths, flat)
     centred = _centred(after)
-    missing = wanted - np.einsum("pgv,gov->pgo", after, flat, optimize=True)
+    missing = wanted - outputs(flat, after)
     missing -= missing.mean(axis=0)
     cross = centred.transpose(0, 2, 1) @ missing.transpose(1, 0, 2) / len(after)  # (groups, values, out)
-    found: Floats = flat + np.linalg.solve(_damped(_moments(centred), strength), cross).transpose(0, 2, 1)
-    return found
+    moments = _moments(centred)
+    moved = {one: flat + np.linalg.solve(_damped(moments, one), cross).transpose(0, 2, 1) for one in finite}
+    return {one: moved.get(one, flat) for one in strengths}
 
 
 def _error(flat: Floats, wanted: Floats, after: Floats) -> float:
-    error = wanted - np.einsum("pgv,gov->pgo", after, flat, optimize=True)
+    error = wanted - outputs(flat, after)
     return float(((error - error.mean(axis=0)) ** 2).mean())
 
 

@@ -18,7 +18,7 @@ from converters.calibrate import tensors
 from converters.filters import shift_bias
 from converters.graph import Graph, bias_of, only, result
 from converters.network import Network
-from converters.places import Floats, parts, patches
+from converters.places import Floats, look
 from converters.quantize import Layer, layers_of
 
 BLOCK = 32
@@ -45,12 +45,7 @@ def sparsify(
     for layer in child.counted([layer for layer in layers_of(graph) if is_pointwise(layer)]):
         op = next(op for op in graph.ops if result(op) == layer.name)
         name, bias = only(op, "Filter"), bias_of(graph, layer.name, layer.shape[0])
-        given, seen = (
-            np.concatenate(
-                [patches(net.fetch([layer.source], part)[0], op, layer, **which)[:, 0] for part, which in parts(inputs)]
-            )
-            for net in (before, after)
-        )
+        given, seen = (look(network, layer.source, op, layer, inputs)[:, 0] for network in (before, after))
         flat = graph.params[name].reshape(layer.shape[:2]).astype(np.float64)
         thin, shift = thin_out(flat, given @ flat.T, seen, zeros)
         found[layer.name] = float((thin == 0.0).mean())

@@ -6,9 +6,9 @@ from hypothesis.extra import numpy as arrays
 
 from converters.graph import Graph, attribute, only
 from converters.passes_int8 import convolve_last_matmul, part_hard_swish
-from converters.places import patches
+from converters.places import outputs, patches
 from converters.quantize import STEPS, Layer, filter_scales, largest_pairs, layers_of, quantize
-from converters.rounding import Rounded, move, outputs, round_layer
+from converters.rounding import Rounded, move, round_layer
 from tests.small_graphs import Builder, Paddle, kinds, small_recognizer
 
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from agent.errors import ConfigError
 from converters import native
 from converters.graph import Graph, only, result
+from converters.places import outputs
 from converters.quantize import Layer, is_thin, layers_of, quantize
 from converters.recipe import load_recipe
-from converters.rounding import outputs, round_layer
+from converters.rounding import round_layer
 from converters.sparsity import choose_values, thin_out
 from tests import small_graphs
 from tests.small_graphs import Builder, Paddle, image, mean_of

@@ -165,15 +165,7 @@ def fetch() -> Path:
 
 def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-    command += [
-        "--no-deps",
-        "--only-binary=:all:",
-        "--python-version",
-        WHEEL_PYTHON,
-        "--dest",
-        str(folder),
-        REQUIREMENT,
-    ]
+    command += ["--no-deps", "--only-binary=:all:", "--python-version", WHEEL_PYTHON, "--dest", str(folder)]
     try:
         ran = subprocess.run(
             [*command, REQUIREMENT], capture_output=True, timeout=FETCH_TIMEOUT_S, stdin=subprocess.DEVNULL

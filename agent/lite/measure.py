@@ -10,13 +10,13 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from agent.bundle import MODELS, ModelBundle, ModelName
 from agent.errors import EngineError
+from agent.health import peak_mb
 from agent.lite.binding import Library, Predictor
 
 WARM_RUNS = 2
@@ -50,7 +50,7 @@ def measure(
             raise EngineError(f"{bundle.path}: holds no model for paddlelite")
         predictor = Predictor(library, file, threads=count, power_mode=mode)
         times = _times(predictor, SHAPES[model], runs)
-        rows.append(Timing(model, count, mode, statistics.median(times), min(times), _peak_mb()))
+        rows.append(Timing(model, count, mode, statistics.median(times), min(times), peak_mb()))
         predictor.close()
     return rows
 
@@ -67,8 +67,3 @@ def _milliseconds(work: Callable[[], None]) -> float:
     began = time.perf_counter()
     work()
     return (time.perf_counter() - began) * 1e3
-
-
-def _peak_mb() -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024

@@ -46,10 +46,15 @@ class Build(msgspec.Struct, frozen=True):
     accepted: tuple[str, ...] = ()
 
 
+def cache() -> Path:
+    """Return the directory of what the agent can make again."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "edge-ocr"
+
+
 def home() -> Path:
     """Return the cache's directory of builds."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "edge-ocr" / "lite"
+    return cache() / "lite"
 
 
 def _active() -> Path:
