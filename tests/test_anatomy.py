@@ -3,9 +3,10 @@ import pytest
 
 from converters import native
 from converters.anatomy import Changes, Part, parts
-from converters.compress import Compressed, kernel_counts
+from converters.compress import kernel_counts
 from converters.graph import Graph, result
 from converters.quantize import layers_of, quantize
+from tests.compressed import compressed
 from tests.small_graphs import Builder
 
 POOL = {"pooling_type": "avg", "global_pooling": False, "adaptive": True, "data_format": "NCHW"}
@@ -71,27 +72,13 @@ def test_a_graph_in_float_has_no_changes(tmp_path):
 # ------------------------------------------------------------------------------------------------ layers
 
 
-def compressed(**changed: object) -> Compressed:
-    row = {
-        "layers": 0,
-        "kept": {},
-        "error": 0.0,
-        "built": 0.0,
-        "mismatch": 0.0,
-        "kernels": {},
-        "int8_weights": 0,
-        "float_weights": 0,
-    }
-    return msgspec.convert({"model": "det", "twin": "", "errors": {}, "left": {}, **row, **changed}, Compressed)
-
-
 @pytest.fixture
 def rows() -> tuple[Part, ...]:
     """The layers of a graph whose first stays in float for its error, and whose third would but is too large."""
     graph = gated()
     names = [layer.name for layer in layers_of(graph)]
     errors = dict(zip(names, (0.5, 0.1, 0.4), strict=True))
-    model = compressed(errors=errors, kept={names[0]: 0.5}, left={names[1]: 0.02})
+    model = compressed("det", errors=errors, kept={names[0]: 0.5}, left={names[1]: 0.02})
     return parts(model, in_int8(graph, 0), float_share=0.3)
 
 
@@ -122,12 +109,12 @@ def test_shares_are_of_all_layers_and_unknown_where_nothing_was_tried(rows):
 
 
 def test_a_layer_without_a_scale_says_that_it_saw_nothing():
-    model = compressed(errors={"another": 0.1})
+    model = compressed("det", errors={"another": 0.1})
     assert "its input is 0" in parts(model, chained(), float_share=0.3)[0].why
 
 
 def test_layers_of_a_model_that_is_only_stored_say_so():
-    assert {row.why for row in parts(compressed(), chained(), float_share=0.3)} == {
+    assert {row.why for row in parts(compressed("det"), chained(), float_share=0.3)} == {
         "only its weights' storage is in int8, as the recipe says of this model"
     }
 
@@ -137,4 +124,4 @@ def test_a_matmul_with_weights_is_a_layer_and_one_of_two_values_is_not():
     x = build.input(-1, 6, 8)
     x = build.op("matmul_v2", X=x, Y=build.param(8, 6), trans_x=False, trans_y=False, dims=(-1, 6, 6))
     graph = build.graph(build.op("matmul_v2", X=x, Y=x, trans_x=False, trans_y=False, dims=(-1, 6, 6)))
-    assert [(row.kind, row.shape) for row in parts(compressed(), graph, 0.1)] == [("matmul_v2", (8, 6))]
+    assert [(row.kind, row.shape) for row in parts(compressed("det"), graph, 0.1)] == [("matmul_v2", (8, 6))]

@@ -5,13 +5,13 @@ import pytest
 
 from agent.bundle import ModelBundle
 from converters import verdict
-from converters.compress import Compressed
 from converters.evaluate import Figures
 from converters.recipe import Compression, Gate, load_recipe
 from converters.scores import Scores
 from converters.stages import Stages
 from converters.verdict import Candidate, Cost, Pair, failures
 from converters.writing import Content
+from tests.compressed import compressed
 
 INT8 = Path(__file__).parents[1] / "models" / "ppocr-v4-int8.toml"
 SCORES = Scores(1, 0, 0.9, 0.0, 0.8, 0.7, None, None, 0.0)
@@ -83,22 +83,6 @@ class Part:
         return [(1, 3, 8, 8), (1, 3, 16, 16)]
 
 
-def compressed(name: str, twin: Path, slim: str = "") -> Compressed:
-    row = {
-        "layers": 0,
-        "kept": {},
-        "error": 0.0,
-        "built": 0.0,
-        "mismatch": 0.0,
-        "kernels": {},
-        "int8_weights": 0,
-        "float_weights": 0,
-    }
-    return msgspec.convert(
-        {"model": name, "twin": str(twin), "slim": slim, "errors": {}, "left": {}, **row}, Compressed
-    )
-
-
 @pytest.fixture
 def candidate(tmp_path):
     """Three models: det pruned and in int8, rec in int8, cls left alone; a file's size tells which it is."""
@@ -108,7 +92,10 @@ def candidate(tmp_path):
         (tmp_path / f"{name}.nb").write_bytes(bytes([number]) * size)
     models = tuple(Part(name, tmp_path / "b") for name in ("det", "rec", "cls"))
     slim = str(tmp_path / "slim" / "det.nb")
-    done = (compressed("det", tmp_path / "twin/det.nb", slim), compressed("rec", tmp_path / "twin/rec.nb"))
+    done = (
+        compressed("det", twin=str(tmp_path / "twin/det.nb"), slim=slim),
+        compressed("rec", twin=str(tmp_path / "twin/rec.nb")),
+    )
     content = Content("ppocr", "1", "aarch64", "int8", "paddlelite", models, tmp_path / "characters.txt", ())
     return Candidate(content, done, tmp_path / "reference", tmp_path / "work")
 
@@ -116,7 +103,7 @@ def candidate(tmp_path):
 def test_variants_hold_the_models_that_they_change(candidate, tmp_path):
     found = {variant: sorted(files) for variant, files in candidate.files().items()}
     assert found == {"float": ["cls", "det", "rec"], "pruned": ["det"], "int8": ["det", "rec"]}
-    plain = msgspec.structs.replace(candidate, compressed=(compressed("rec", tmp_path / "twin/rec.nb"),))
+    plain = msgspec.structs.replace(candidate, compressed=(compressed("rec", twin=str(tmp_path / "twin/rec.nb")),))
     assert list(plain.files()) == ["float", "int8"]
 
 
