@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -77,3 +78,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(600))
     items.sort(key=lambda item: item.get_closest_marker("system") is not None)
+
+
+@pytest.fixture
+def rng(monkeypatch: pytest.MonkeyPatch) -> np.random.Generator:
+    """Random numbers, those of small graphs too, that do not depend on the tests before."""
+    from tests import small_graphs
+
+    own = np.random.default_rng(1)
+    monkeypatch.setattr(small_graphs, "RNG", own)
+    return own

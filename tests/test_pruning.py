@@ -13,17 +13,10 @@ from tests import small_graphs
 from tests.small_graphs import Builder, Paddle, image
 
 PLAIN = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+pytestmark = pytest.mark.usefixtures("rng")
 SHAPE = (1, 3, 32, 32)
 WHOLE = 10**9
 """Multiply-adds of the source; shares of it are given as numbers of multiply-adds."""
-
-
-@pytest.fixture(autouse=True)
-def rng(monkeypatch):
-    """Numbers that do not depend on the tests before."""
-    own = np.random.default_rng(1)
-    monkeypatch.setattr(small_graphs, "RNG", own)
-    return own
 
 
 @pytest.fixture(scope="module")

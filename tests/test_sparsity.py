@@ -17,19 +17,11 @@ from converters.quantize import Layer, is_thin, layers_of, quantize
 from converters.recipe import load_recipe
 from converters.rounding import round_layer
 from converters.sparsity import choose_values, thin_out
-from tests import small_graphs
 from tests.small_graphs import Builder, Paddle, image, mean_of
 
 PLAIN = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+pytestmark = pytest.mark.usefixtures("rng")
 INT8 = Path(__file__).parents[1] / "models" / "ppocr-v4-int8.toml"
-
-
-@pytest.fixture(autouse=True)
-def rng(monkeypatch):
-    """Numbers that do not depend on the tests before."""
-    own = np.random.default_rng(1)
-    monkeypatch.setattr(small_graphs, "RNG", own)
-    return own
 
 
 @pytest.fixture(scope="module")
