@@ -7,77 +7,29 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-import msgspec
+from msgspec import Meta
 
 from agent import strict
 from agent.errors import ConfigError
-from agent.protocol import DEVICE_PATTERN, Verb
-
-_Meta = msgspec.Meta
-DeviceName = Annotated[
-    str,
-    _Meta(
-        pattern=DEVICE_PATTERN,
-        description="1 to 64 of A-Z a-z 0-9 _ . - in quotes, the first a letter or digit",
-    ),
-]
-SourceName = Annotated[
-    str,
-    _Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z",
-        description="1 to 32 of A-Z a-z 0-9 _ - in quotes, the first a letter or digit",
-    ),
-]
-TopicPrefix = Annotated[
-    str,
-    _Meta(
-        pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+){0,7}\Z",
-        max_length=200,
-        description="1 to 8 parts of A-Z a-z 0-9 _ - with / between them, in quotes",
-    ),
-]
-Host = Annotated[
-    str,
-    _Meta(
-        pattern=r"^[^\s/@]+\Z",
-        max_length=253,
-        description="a name or address in quotes, without mqtt:// before it",
-    ),
-]
-Secret = Annotated[
-    str,
-    _Meta(
-        pattern=r"^(file|env|credential):[^\x00\n]+\Z",
-        description='"file:PATH", "env:NAME" or "credential:NAME" (of systemd); the secret itself has no place here',
-        extra={"secret": True},
-    ),
-]
-"""Where a secret is. Never the secret itself."""
-Store = Annotated[
-    str,
-    _Meta(
-        pattern=r"^(sqlite:[^\x00\n]+|postgresql://[^\x00\n]*)\Z",
-        description='"sqlite:PATH" or "postgresql://USER@HOST/DATABASE", its password in store_password',
-        extra={"secret": True},  # people write passwords into it
-    ),
-]
-Group = Annotated[str, _Meta(pattern=r"^[A-Za-z0-9_-]{0,64}\Z", description="up to 64 of A-Z a-z 0-9 _ - in quotes")]
+from agent.protocol import Verb
+from agent.setting_types import (
+    Days,
+    DeviceName,
+    Group,
+    Host,
+    Level,
+    Secret,
+    Store,
+    Strict,
+    TopicPrefix,
+    Wait,
+)
+from agent.source_config import SourceConfig
 
 MAX_SECRET_BYTES = 64 << 10
 
-Level = Literal["debug", "info", "warning", "error"]
-LEVELS: tuple[Level, ...] = ("debug", "info", "warning", "error")
 
-Megabytes = Annotated[int, _Meta(ge=1, le=1 << 20)]
-Days = Annotated[float, _Meta(ge=0.0, le=3650.0)]
-Wait = Annotated[float, _Meta(ge=0.05, le=86_400.0)]  # seconds
-
-
-class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class ReaderConfig(_Strict, frozen=True):
+class ReaderConfig(Strict, frozen=True):
     """How pages are read.
 
     Attributes:
@@ -90,44 +42,14 @@ class ReaderConfig(_Strict, frozen=True):
     """
 
     bundle: str = "/var/lib/edge-ocr/bundle"
-    memory_mb: Annotated[int, _Meta(ge=128, le=65_536)] = 250
-    threads: Annotated[int, _Meta(ge=1, le=64)] = 1
+    memory_mb: Annotated[int, Meta(ge=128, le=65_536)] = 250
+    threads: Annotated[int, Meta(ge=1, le=64)] = 1
     engine: Literal["auto", "paddlelite", "onnxruntime", "paddle"] = "auto"
     power_mode: Literal["any", "high", "low", "full", "some-high", "some-low"] = "any"
-    min_score: Annotated[float, _Meta(ge=0.0, le=1.0)] = 0.55
+    min_score: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.55
 
 
-class FolderConfig(_Strict, frozen=True, tag_field="type", tag="folder"):
-    """A folder that scanners or people put pictures into.
-
-    Attributes:
-        name: of the source, in results.
-        path: the folder; handled files go into `done` and `failed` below it.
-        stable_s: a file is taken when its size and time have not changed for so long.
-        give_up_s: a file that has not changed for so long and still lacks its end is refused.
-        poll_s: the folder is listed this often, besides what the system reports at once.
-        when_done: "keep" moves files that were read to `done`, "delete" deletes them; refused ones go to `failed`.
-        keep_days: handled files older than this are deleted.
-        keep_mb: and the oldest of them when they are larger than this together.
-        again: what happens with a picture that was read before: "skip" it or "read" it once more.
-    """
-
-    name: SourceName
-    path: Annotated[str, _Meta(min_length=1)]
-    stable_s: Wait = 2.0
-    give_up_s: Wait = 60.0
-    poll_s: Wait = 5.0
-    when_done: Literal["keep", "delete"] = "keep"
-    keep_days: Days = 30.0
-    keep_mb: Megabytes = 2048
-    again: Literal["skip", "read"] = "skip"
-
-
-SourceConfig = FolderConfig
-"""One kind of source so far; more make this a union told apart by `type`."""
-
-
-class OutboxConfig(_Strict, frozen=True):
+class OutboxConfig(Strict, frozen=True):
     """Where results wait.
 
     Attributes:
@@ -140,16 +62,16 @@ class OutboxConfig(_Strict, frozen=True):
         remember_days: a picture is known again for so long.
     """
 
-    max_mb: Annotated[int, _Meta(ge=1, le=1 << 20)] = 512
+    max_mb: Annotated[int, Meta(ge=1, le=1 << 20)] = 512
     when_full: Literal["stop", "drop_oldest"] = "stop"
-    min_free_mb: Annotated[int, _Meta(ge=0, le=1 << 20)] = 64
-    ballast_mb: Annotated[int, _Meta(ge=0, le=1024)] = 4
-    max_attempts: Annotated[int, _Meta(ge=1, le=100)] = 3
+    min_free_mb: Annotated[int, Meta(ge=0, le=1 << 20)] = 64
+    ballast_mb: Annotated[int, Meta(ge=0, le=1024)] = 4
+    max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
     keep_stored_days: Days = 0.0
     remember_days: Days = 90.0
 
 
-class LetOut(_Strict, frozen=True):
+class LetOut(Strict, frozen=True):
     """Numbers that may leave the box.
 
     Attributes:
@@ -158,10 +80,10 @@ class LetOut(_Strict, frozen=True):
     """
 
     name: str
-    pattern: Annotated[str, _Meta(min_length=1, max_length=1000)]
+    pattern: Annotated[str, Meta(min_length=1, max_length=1000)]
 
 
-class PrivacyConfig(_Strict, frozen=True):
+class PrivacyConfig(Strict, frozen=True):
     """What is masked before a result is kept.
 
     Attributes:
@@ -172,12 +94,12 @@ class PrivacyConfig(_Strict, frozen=True):
     """
 
     mask: bool = True
-    min_digits: Annotated[int, _Meta(ge=6, le=32)] = 12
-    keep_last: Annotated[int, _Meta(ge=0, le=4)] = 4
+    min_digits: Annotated[int, Meta(ge=6, le=32)] = 12
+    keep_last: Annotated[int, Meta(ge=0, le=4)] = 4
     let_out: tuple[LetOut, ...] = ()
 
 
-class BrokerConfig(_Strict, frozen=True):
+class BrokerConfig(Strict, frozen=True):
     """How to reach a broker; the same for devices and collectors.
 
     Attributes:
@@ -194,14 +116,14 @@ class BrokerConfig(_Strict, frozen=True):
     """
 
     host: Host
-    port: Annotated[int, _Meta(ge=1, le=65_535)] = 8883
+    port: Annotated[int, Meta(ge=1, le=65_535)] = 8883
     username: str = ""
     password: Secret | None = None
     tls: bool = True
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
-    keepalive_s: Annotated[int, _Meta(ge=1, le=3600)] = 30
+    keepalive_s: Annotated[int, Meta(ge=1, le=3600)] = 30
     topic_prefix: TopicPrefix = "ocr/v1"
 
 
@@ -221,7 +143,7 @@ class MqttConfig(BrokerConfig, frozen=True):
     """
 
     guarantee: Literal["stored", "brokered"] = "stored"
-    window: Annotated[int, _Meta(ge=1, le=1000)] = 20
+    window: Annotated[int, Meta(ge=1, le=1000)] = 20
     receipt_s: Wait = 60.0
     retry_max_s: Wait = 300.0
     historical_s: Wait = 300.0
@@ -230,7 +152,7 @@ class MqttConfig(BrokerConfig, frozen=True):
     home_assistant_prefix: TopicPrefix = "homeassistant"
 
 
-class AgentConfig(_Strict, frozen=True):
+class AgentConfig(Strict, frozen=True):
     """The settings of `edge-ocr run`, `worker` and `uplink`.
 
     Attributes:
@@ -245,7 +167,7 @@ class AgentConfig(_Strict, frozen=True):
     """
 
     device: DeviceName
-    state_dir: Annotated[str, _Meta(min_length=1)] = "/var/lib/edge-ocr"
+    state_dir: Annotated[str, Meta(min_length=1)] = "/var/lib/edge-ocr"
     log_level: Level = "info"
     reader: ReaderConfig = ReaderConfig()
     source: tuple[SourceConfig, ...] = ()
@@ -254,7 +176,7 @@ class AgentConfig(_Strict, frozen=True):
     mqtt: MqttConfig | None = None
 
 
-class CollectorConfig(_Strict, frozen=True):
+class CollectorConfig(Strict, frozen=True):
     """The settings of `edge-ocr collect`.
 
     Attributes:
@@ -273,8 +195,8 @@ class CollectorConfig(_Strict, frozen=True):
     store: Store = "sqlite:collector.db"
     store_password: Secret | None = None
     group: Group = ""
-    batch: Annotated[int, _Meta(ge=1, le=5000)] = 200
-    batch_s: Annotated[float, _Meta(ge=0.0, le=10.0)] = 0.25
+    batch: Annotated[int, Meta(ge=1, le=5000)] = 200
+    batch_s: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.25
     log_level: Level = "info"
 
 

@@ -60,7 +60,7 @@ class PageResult(msgspec.Struct, frozen=True):
     """What was read on one page. A blank page has no lines; a page that failed has an `error`.
 
     Results of the agent also have `key`, the stable identity of the page, `source`, the configured name of where it
-    came from, and `taken_at`, Unix seconds, UTC.
+    came from, and `taken_at`, Unix seconds, UTC. Pages of a document have `page`, from 1, and `pages`.
     """
 
     image: str
@@ -76,6 +76,8 @@ class PageResult(msgspec.Struct, frozen=True):
     key: str = ""
     source: str = ""
     taken_at: float = 0.0
+    page: int = 0
+    pages: int = 0
     schema: int = SCHEMA
 
     def with_decoding(self, seconds: float) -> PageResult:
@@ -99,6 +101,8 @@ def to_json(page: PageResult) -> bytes:
         del fields["error"], fields["reason"]
     if not page.key:  # read by hand
         del fields["key"], fields["source"], fields["taken_at"]
+    if not page.pages:
+        del fields["page"], fields["pages"]
     return msgspec.json.encode(fields)
 
 

@@ -25,6 +25,7 @@ from agent.mask import Masker
 from agent.memory import Budget
 from agent.outbox import Outbox, Request
 from agent.page import Frame, PageResult, to_json
+from agent.source_config import FolderConfig, SourceConfig
 from agent.sources import CHANGED, Capture, Source
 
 _log = logging.getLogger(__name__)
@@ -175,18 +176,23 @@ class Worker:
         if attempts > 1:
             _log.warning("%s: read again, attempt %d, key %s", capture.source, attempts, capture.key[:12])
         try:
-            result = self._read(capture)
+            page = self._read(capture)
         except (FrameError, InputError) as error:
             if isinstance(error, FrameError) and error.reason == CHANGED:
                 source.done(capture, error)  # no verdict: it is offered again, with another content and key
             else:
                 self._refuse(source, capture, error)
             return
-        self._unsaved = _Unsaved(source, capture, result)
-        self._save_unsaved()
+        source.answer(capture, page)
+        if capture.keep:
+            self._unsaved = _Unsaved(source, capture, to_json(self._masker.page(page)))
+            self._save_unsaved()
+        else:
+            self._outbox.forget(capture.key)
+            self._put_away(source, capture, None)
 
-    def _read(self, capture: Capture) -> bytes:
-        """Return the masked result of a page as JSON."""
+    def _read(self, capture: Capture) -> PageResult:
+        """Return what is on a page."""
         assert self._reader is not None
         began = self._clock.monotonic()
         try:
@@ -201,13 +207,19 @@ class Worker:
             _log.exception("a defect of this program; the page is put aside")
             raise FrameError("defect", f"a defect of this program ({type(error).__name__})") from error
         page = msgspec.structs.replace(
-            page, image=capture.name, key=capture.key, source=capture.source, taken_at=frame.taken_at
+            page,
+            image=capture.name,
+            key=capture.key,
+            source=capture.source,
+            taken_at=frame.taken_at,
+            page=capture.page,
+            pages=capture.pages,
         )
         _log.info(
             "%s: %d lines, %.0f ms, %.0f MB, key %s",
             *(capture.source, len(page.lines), 1000 * page.seconds, health.resident_mb(), capture.key[:12]),
         )
-        return to_json(self._masker.page(page))
+        return page
 
     def _save_unsaved(self) -> bool:
         """Commit the page that was read; only then is it put away."""
@@ -311,7 +323,7 @@ class Worker:
         idle = not self._state.held and self._unsaved is None
         sources = self._sources.values() if idle else ()
         timeout = min([LOOK_S, *(source.next_s() for source in sources)])
-        watched = [fd for source in sources if (fd := source.fileno()) >= 0]
+        watched = [fd for source in sources for fd in source.filenos()]
         select.select([self._wake_out, *watched], [], [], max(0.0, timeout))
 
 
@@ -321,9 +333,16 @@ def open_sources(config: AgentConfig, clock: Clock) -> list[Source]:
     Raises:
         ConfigError: one of them cannot work; the message says what to do.
     """
+    return [_OPENERS[type(source)](config, source, clock) for source in config.source]
+
+
+def _open_folder(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
     from agent.sources.folder import FolderSource
 
-    return [FolderSource(source, clock) for source in config.source]
+    return FolderSource(source, clock)
+
+
+_OPENERS: dict[type, Callable[[AgentConfig, SourceConfig, Clock], Source]] = {FolderConfig: _open_folder}
 
 
 def open_reader(config: AgentConfig) -> tuple[PageReader, str]:

@@ -27,9 +27,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent import image
-from agent.config import FolderConfig
 from agent.errors import FrameError, InputError
 from agent.memory import Budget
+from agent.source_config import FolderConfig
 from agent.sources import folder as taker
 from agent.sources.folder import FolderSource
 from tests.bad_inputs import png_chunk

@@ -17,7 +17,6 @@ from agent import strict
 from agent.config import (
     AgentConfig,
     CollectorConfig,
-    FolderConfig,
     LetOut,
     MqttConfig,
     OutboxConfig,
@@ -27,6 +26,7 @@ from agent.config import (
     secret,
 )
 from agent.errors import ConfigError, ExitCode
+from agent.source_config import FolderConfig
 from tests.command import ROOT
 
 SAMPLE = ROOT / "systemd" / "agent.toml"

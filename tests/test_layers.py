@@ -14,6 +14,8 @@ from tests.command import EDGE_OCR, ROOT, run, run_python
 LAYERS = (
     ("errors", "clock", "lite"),
     ("page", "protocol", "strict"),
+    ("setting_types",),
+    ("source_config",),
     ("config",),
     ("bundle", "header", "memory", "health", "mask", "lite.elf", "lite.nb", "lite.place", "lite.processor"),
     ("lite.binding", "lite.library"),

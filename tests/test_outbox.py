@@ -130,6 +130,16 @@ def test_failed_page_may_be_read_again(box):
     assert box.accept("a", b"1") == 1
 
 
+def test_page_that_is_not_to_be_kept_is_forgotten_and_an_accepted_one_is_not(box):
+    box.begin("once", "counter", "a.png")
+    box.forget("once")
+    assert box.intake("once") is None
+    assert box.begin("once", "counter", "a.png") == 1
+    box.accept("once", b"{}")
+    box.forget("once")
+    assert box.intake("once").status == "accepted"
+
+
 def test_beginning_again_in_the_same_process_is_no_new_attempt(box):
     assert [box.begin("a", "dock", "a.jpg") for _ in range(3)] == [1, 1, 1]
 

@@ -17,10 +17,11 @@ import pytest
 
 from agent import health
 from agent.clock import Clock
-from agent.config import AgentConfig, FolderConfig, OutboxConfig
+from agent.config import AgentConfig, OutboxConfig
 from agent.errors import OutboxError
 from agent.outbox import Marks, Outbox
 from agent.page import Frame, PageResult
+from agent.source_config import FolderConfig
 from agent.worker import Worker, open_sources
 from tests.command import ROOT
 from tests.stub_worker import CRASHES, FAILS, HANGS, StubReader, draw

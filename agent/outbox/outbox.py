@@ -197,6 +197,11 @@ class Outbox:
         self._judge(key, status=verdicts.FAILED, reason=verdicts.text(reason))
         self._begun.discard(key)
 
+    def forget(self, key: str) -> None:
+        """Forget that reading a page began, whose result is not to be kept."""
+        self._db.run(lambda connection: verdicts.forget(connection, key))
+        self._begun.discard(key)
+
     def place(self, key: str, path: str) -> None:
         """Note where a page's file lies now; it must have begun."""
         self._judge(key, place=verdicts.text(path))

@@ -43,6 +43,11 @@ def judge(connection: sqlite3.Connection, key: str, moment: Life, **changes: Val
     connection.execute(_WRITE, (None, *values, INTAKE.seal(0, values)))
 
 
+def forget(connection: sqlite3.Connection, key: str) -> None:
+    """Forget a page that was not accepted."""
+    connection.execute("DELETE FROM intake WHERE key = ? AND status != ?", (key, ACCEPTED))
+
+
 def begin(connection: sqlite3.Connection, key: str, moment: Life, *, source: str, name: str, again: bool) -> int:
     """Note that reading a page begins; returns how often it did.
 

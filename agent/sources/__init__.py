@@ -6,7 +6,7 @@ from typing import Protocol
 
 from agent.errors import FrameError, InputError
 from agent.memory import Budget
-from agent.page import Frame
+from agent.page import Frame, PageResult
 
 CHANGED = "changed"
 """Reason of a FrameError that is no verdict: the page was written to after it was claimed, and is offered again."""
@@ -26,6 +26,18 @@ class Capture(Protocol):
     @property
     def name(self) -> str:
         """Return what people know it by, such as a file name."""
+
+    @property
+    def page(self) -> int:
+        """Return its number in its document, from 1; 0 where a picture is all there is."""
+
+    @property
+    def pages(self) -> int:
+        """Return how many pages its document has, 0 where a picture is all there is."""
+
+    @property
+    def keep(self) -> bool:
+        """Return whether its result goes into the outbox; false where only `Source.answer` is to have it."""
 
     def load(self, budget: Budget) -> Frame:
         """Return its pixels.
@@ -47,8 +59,14 @@ class Source(Protocol):
     def next_s(self) -> float:
         """Return the seconds until `poll` may have something although `fileno` stays silent."""
 
-    def fileno(self) -> int:
-        """Return a descriptor that is readable when something changed, or -1."""
+    def filenos(self) -> tuple[int, ...]:
+        """Return descriptors that are readable when something changed."""
+
+    def trouble(self) -> str:
+        """Return why it gives no pages although it should, in one line; "" when nothing is wrong."""
+
+    def answer(self, capture: Capture, page: PageResult) -> None:
+        """Take what was read on a page, not masked; called before `done`, and must not wait."""
 
     def done(self, capture: Capture, error: FrameError | InputError | None = None) -> str:
         """Put a page away: its result is kept, or it is refused. Returns where it lies now, "" when it is gone."""

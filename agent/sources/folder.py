@@ -18,12 +18,12 @@ import msgspec
 
 from agent.bundle import sha256_of_open
 from agent.clock import Clock
-from agent.config import FolderConfig
 from agent.errors import AgentError, ConfigError, FrameError, InputError
 from agent.header import MAX_FILE_BYTES, is_complete, open_regular, parse_header, printable
 from agent.image import load_frame
 from agent.memory import Budget
-from agent.page import Frame
+from agent.page import Frame, PageResult
+from agent.source_config import FolderConfig
 from agent.sources import CHANGED, Capture
 from agent.sources.inbox import Inbox, Waiting, sight
 from agent.sources.retention import Retention
@@ -54,6 +54,9 @@ class FolderCapture(msgspec.Struct, frozen=True):
         name: the file's, valid Unicode.
         path: where it lies.
         kind: what it is instead of a file, or "".
+        page: its number in its document; 0 for a picture.
+        pages: pages of its document; 0 for a picture.
+        keep: its result goes into the outbox.
     """
 
     key: str
@@ -61,6 +64,9 @@ class FolderCapture(msgspec.Struct, frozen=True):
     name: str
     path: Path
     kind: str = ""
+    page: int = 0
+    pages: int = 0
+    keep: bool = True
 
     def load(self, budget: Budget) -> Frame:
         """Return its pixels.
@@ -162,9 +168,16 @@ class FolderSource:
         """Return the seconds until `poll` may have something although `fileno` stays silent."""
         return max(0.0, self._rested_at - self._now(), min(self._list_at, self._inbox.due) - self._now())
 
-    def fileno(self) -> int:
-        """Return a descriptor that is readable when files were put into the folder, or -1. `poll` empties it."""
-        return self._watch.fileno()
+    def filenos(self) -> tuple[int, ...]:
+        """Return descriptors that are readable when files were put into the folder. `poll` empties them."""
+        return tuple(fd for fd in (self._watch.fileno(),) if fd >= 0)
+
+    def trouble(self) -> str:
+        """Return why no files are taken, in one line; "" when nothing is wrong."""
+        return self._trouble
+
+    def answer(self, capture: Capture, page: PageResult) -> None:
+        """Do nothing: nobody waits beside a folder."""
 
     def _now(self) -> float:
         return self._clock.monotonic()

@@ -64,7 +64,7 @@ class Inbox:
             stable_s: a file is worth a look when it has not changed for so long.
         """
         self._stable_s = stable_s
-        self._step_s = min(0.25, stable_s)
+        self._step_s = min(0.25, max(0.01, stable_s))
         self._files: dict[str, Waiting] = {}
         self._claimed: dict[str, Waiting] = {}
         self._line: deque[Waiting] = deque()

@@ -9,11 +9,12 @@ from collections.abc import Callable
 import msgspec
 
 from agent.clock import Clock
-from agent.config import LEVELS, MqttConfig
+from agent.config import MqttConfig
 from agent.errors import MessageError
 from agent.mqtt import Message
 from agent.outbox import Outbox
 from agent.protocol import Command, decode
+from agent.setting_types import LEVELS
 
 _log = logging.getLogger(__name__)
 

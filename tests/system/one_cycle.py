@@ -11,9 +11,10 @@ from pathlib import Path
 
 from agent import health
 from agent.clock import Clock
-from agent.config import AgentConfig, FolderConfig, OutboxConfig
+from agent.config import AgentConfig, OutboxConfig
 from agent.errors import AgentError
 from agent.outbox import Outbox
+from agent.source_config import FolderConfig
 from agent.worker import Worker, open_sources
 from tests.stub_worker import StubReader
 
