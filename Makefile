@@ -37,7 +37,7 @@ test: ## set up, lint, check types, run the tests
 	@test -e $(BUNDLE)/bundle.toml || $(CONVERT)
 	@for target in portable paddle; do test -e models/build/ppocr-v4-$$target-fp32/bundle.toml || \
 		.venv/bin/edge-ocr convert $(RECIPE) --target $$target --no-measure || exit 1; done
-	.venv/bin/python -m pytest -q </dev/null
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile </dev/null
 
 bench: ## measure against RapidOCR, installed beside; BENCH_ARGS="..." goes to edge-ocr bench
 	@sh scripts/setup.sh agent convert
