@@ -34,7 +34,6 @@ class ReaderConfig(Strict, frozen=True):
 
     Attributes:
         bundle: directory of the models.
-        memory_mb: what reading may have resident; where it is too little for all threads, fewer read.
         threads: processor cores.
         engine: runtime; "auto" takes the first that is there.
         power_mode: which cores of an ARM processor Paddle Lite binds its threads to (`agent.lite.binding`).
@@ -42,11 +41,23 @@ class ReaderConfig(Strict, frozen=True):
     """
 
     bundle: str = "/var/lib/edge-ocr/bundle"
-    memory_mb: Annotated[int, Meta(ge=128, le=65_536)] = 250
     threads: Annotated[int, Meta(ge=1, le=64)] = 1
     engine: Literal["auto", "paddlelite", "onnxruntime", "paddle"] = "auto"
     power_mode: Literal["any", "high", "low", "full", "some-high", "some-low"] = "any"
     min_score: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.55
+
+
+class MemoryConfig(Strict, frozen=True):
+    """What the worker may take.
+
+    Attributes:
+        limit_mb: what the worker and the processes it starts may have resident together; where it is too little for
+            all threads, fewer read.
+        idle_s: the models are given back when no page came for so long.
+    """
+
+    limit_mb: Annotated[int, Meta(ge=128, le=65_536)] = 256
+    idle_s: Wait = 600.0
 
 
 class OutboxConfig(Strict, frozen=True):
@@ -160,6 +171,7 @@ class AgentConfig(Strict, frozen=True):
         state_dir: where the outbox and the state are.
         log_level: least severe messages that are logged.
         reader: how pages are read.
+        memory: what that may take.
         source: where they come from.
         outbox: where results wait.
         privacy: what is masked.
@@ -170,6 +182,7 @@ class AgentConfig(Strict, frozen=True):
     state_dir: Annotated[str, Meta(min_length=1)] = "/var/lib/edge-ocr"
     log_level: Level = "info"
     reader: ReaderConfig = ReaderConfig()
+    memory: MemoryConfig = MemoryConfig()
     source: tuple[SourceConfig, ...] = ()
     outbox: OutboxConfig = OutboxConfig()
     privacy: PrivacyConfig = PrivacyConfig()

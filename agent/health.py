@@ -34,7 +34,9 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
         skipped: pictures known already, since the start.
         pages_per_minute: over the last five minutes.
         rss_mb: resident memory now.
-        peak_mb: and at most.
+        peak_mb: and at most, since the start.
+        limit_mb: what it may have.
+        rebuilds: how often the models were loaded anew since the start, because memory had grown.
         bundle: label of the models.
         last_error: one line; empty when there was none.
     """
@@ -50,6 +52,8 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     pages_per_minute: float = 0.0
     rss_mb: float = 0.0
     peak_mb: float = 0.0
+    limit_mb: int = 0
+    rebuilds: int = 0
     bundle: str = ""
     last_error: str = ""
 
@@ -147,7 +151,7 @@ def resident_mb() -> float:
 
 
 def peak_mb() -> float:
-    """Return the largest resident memory this program had; unlike ru_maxrss without that of who started it."""
+    """Return the largest resident memory since the start, or a reset; unlike ru_maxrss without the parent's."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         return next((int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM:")), 0.0)
 

@@ -119,7 +119,7 @@ def _choose(header: Header, path: Path, budget: Budget) -> _Way:
     raise FrameError(
         "memory",
         f"{path}: a {header.width}x{header.height} {header.kind.upper()} needs {need // MB + 1} MB to decode, "
-        f"{max(0, spare) // MB} MB are free for it: raise --memory-mb by {(need - spare) // MB + 1}",
+        f"{max(0, spare) // MB} MB are free for it: raise --memory-mb or memory.limit_mb by {(need - spare) // MB + 1}",
     )
 
 

@@ -170,10 +170,31 @@ class Crew:
         Raises:
             EngineError: no runtime for this bundle, or a mate did not start.
         """
-        self._models = Models(bundle, settings)
+        self._bundle = bundle
+        self._settings = settings
+        self._models: Models | None = None
         self._mates: list[Mate] = []
-        if not self._models.uses_threads:
-            self._mates = [Mate(bundle, settings) for _ in range(settings.threads - 1)]
+        self._size = settings.threads
+        self.wake()
+
+    def wake(self) -> Models:
+        """Load the models that `rest` gave back; returns those of this process.
+
+        Raises:
+            EngineError: no runtime for this bundle, or a mate did not start.
+        """
+        if self._models is None:
+            self._models = Models(self._bundle, self._settings)
+            if self._settings.threads > 1 and not self._models.uses_threads:
+                self._mates = [Mate(self._bundle, self._settings) for _ in range(self._size - 1)]
+        return self._models
+
+    def rest(self) -> None:
+        """Give the models back, and end the mates, until they are needed again."""
+        if self._models is not None:
+            self._size = self.size
+            self.close()
+            trim()
 
     @property
     def size(self) -> int:
@@ -181,9 +202,14 @@ class Crew:
         return 1 + len(self._mates)
 
     @property
+    def beside_bytes(self) -> int:
+        """Resident memory of the mates."""
+        return sum(mate.resident_bytes for mate in self._mates)
+
+    @property
     def resident_bytes(self) -> int:
         """Resident memory of all processes."""
-        return resident_bytes() + sum(mate.resident_bytes for mate in self._mates)
+        return resident_bytes() + self.beside_bytes
 
     def dismiss(self) -> None:
         """End one of the mates, and its memory with it."""
@@ -194,6 +220,7 @@ class Crew:
 
         Each share is worked off by cost, which goes with the shape: a new shape rebuilds the predictor.
         """
+        models = self.wake()
         order = sorted(range(len(pictures)), key=costs.__getitem__)
         own, *others = shares(order, costs, self.size)
         results: dict[int, Result] = {}
@@ -201,28 +228,30 @@ class Crew:
         for mate, share in busy:
             self._survive(mate, mate.start, model, [pictures[i] for i in share])
         for index in own:
-            results[index] = self._models.run(model, pictures[index])
+            results[index] = models.run(model, pictures[index])
         for mate, share in busy:
             done = self._survive(mate, mate.finish) if mate in self._mates else None
             results.update(zip(share, done or (), strict=False))
         for index in order:
             if index not in results:  # a mate died over it
-                results[index] = self._models.run(model, pictures[index])
+                results[index] = models.run(model, pictures[index])
         return [results[index] for index in range(len(pictures))]
 
     def release(self) -> None:
         """Give working memory back, everywhere."""
-        self._models.release()
+        if self._models is not None:
+            self._models.release()
         trim()
         for mate in tuple(self._mates):
             self._survive(mate, mate.release)
 
     def close(self) -> None:
         """Give the models back and end the mates."""
-        self._models.close()
+        if self._models is not None:
+            self._models.close()
         for mate in self._mates:
             mate.close()
-        self._mates = []
+        self._models, self._mates = None, []
 
     def _survive(self, mate: Mate, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """Do something with a mate; when it has died go on without it."""

@@ -10,6 +10,7 @@ import logging
 import os
 import select
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Protocol
 
 import msgspec
 
-from agent import health
+from agent import health, memory
+from agent.ceiling import Ceiling, allowed_mb, fence
 from agent.clock import Clock
 from agent.config import AgentConfig
 from agent.errors import FrameError, InputError, OutboxError
@@ -44,6 +46,16 @@ class PageReader(Protocol):
 
     def read(self, frame: Frame) -> PageResult:
         """Return the page of a frame."""
+
+    @property
+    def beside_bytes(self) -> int:
+        """Resident memory of other processes that read."""
+
+    def rest(self) -> None:
+        """Give the models back until the next page."""
+
+    def rebuild(self) -> None:
+        """Load the models anew."""
 
     def close(self) -> None:
         """Give the models back."""
@@ -84,6 +96,10 @@ class Worker:
         self._clock = clock or Clock()
         self._masker = Masker(config.privacy)
         self._reader: PageReader | None = None
+        self._ceiling = Ceiling(config.memory.limit_mb)
+        self._rested = False
+        self._restarts = False
+        self._worked_at = self._clock.monotonic()
         self._unsaved: _Unsaved | None = None
         self._state = health.WorkerState(pid=os.getpid(), at_ms=0, started_ms=self._clock.wall_ms())
         self._written = self._state
@@ -102,15 +118,17 @@ class Worker:
             BudgetError: they do not fit.
         """
         self._reader, label = self._open_reader()
-        self._note(bundle=label)
+        self._ceiling.settle(memory.resident_bytes(), beside_bytes=self._reader.beside_bytes)
+        self._note(bundle=label, limit_mb=self._ceiling.limit_mb)
         self._tell()
         _log.info("ready: %s, %d sources, %.0f MB", label, len(self._sources), health.resident_mb())
 
-    def run(self) -> None:
-        """Work until `stop` is called."""
-        while not self._stopping:
+    def run(self) -> bool:
+        """Work until `stop` is called; true when the process must be started anew because it holds too much memory."""
+        while not self._stopping and not self._restarts:
             if not self.tick():
                 self._sleep()
+        return self._restarts and not self._stopping
 
     def stop(self) -> None:
         """End after the page at hand. May be called from a signal handler."""
@@ -134,6 +152,7 @@ class Worker:
             self._tidy()
             self._hold(self._outbox.held())
             worked = self._save_unsaved() if self._unsaved else not self._state.held and self._take_page()
+            self._mind_memory(worked)
         except OutboxError as error:
             # Nothing was decided about the page at hand; it is offered again when the outbox takes results.
             self._hold("failing", str(error))
@@ -202,7 +221,7 @@ class Worker:
         except (FrameError, InputError):
             raise
         except MemoryError as error:
-            raise FrameError("memory", "out of memory: raise reader.memory_mb, or free memory") from error
+            raise FrameError("memory", "out of memory: raise memory.limit_mb, or free memory") from error
         except Exception as error:  # of this page only: the others are read
             _log.exception("a defect of this program; the page is put aside")
             raise FrameError("defect", f"a defect of this program ({type(error).__name__})") from error
@@ -254,6 +273,29 @@ class Worker:
             return
         if place:
             self._outbox.place(capture.key, place)
+
+    # -------------------------------------------------------------------------------------------- memory
+
+    def _mind_memory(self, worked: bool) -> None:
+        """Look what a page has left behind, or give the models back when none comes."""
+        assert self._reader is not None
+        now = self._clock.monotonic()
+        if not worked:
+            if not self._rested and now - self._worked_at >= self._config.memory.idle_s:
+                self._rested = True
+                self._reader.rest()
+                _log.info("no pages: the models are given back, %.0f MB", health.resident_mb())
+            return
+        self._worked_at, self._rested = now, False
+        advice = self._ceiling.judge(self._ceiling.read())
+        if advice == "rebuild":
+            before = health.resident_mb()
+            self._reader.rebuild()
+            self._note(rebuilds=self._state.rebuilds + 1)
+            _log.warning("memory grew to %.0f MB: the models were loaded anew, %.0f MB", before, health.resident_mb())
+        elif advice == "restart" and self._unsaved is None:
+            _log.warning("memory stays at %.0f MB: this process starts anew", health.resident_mb())
+            self._restarts = True
 
     # --------------------------------------------------------------------------------------- housekeeping
 
@@ -314,7 +356,7 @@ class Worker:
             at_ms=self._clock.wall_ms(),
             pages_per_minute=round(60 * len(self._finished) / RATE_S, 2),
             rss_mb=round(health.resident_mb(), 1),
-            peak_mb=round(health.peak_mb(), 1),
+            peak_mb=round(max(self._ceiling.most_mb, health.peak_mb()), 1),
         )
         health.write_state(Path(self._config.state_dir), "worker", told)
 
@@ -361,7 +403,7 @@ def open_reader(config: AgentConfig) -> tuple[PageReader, str]:
     bundle = ModelBundle.load(Path(config.reader.bundle))
     engine = EngineSettings(config.reader.engine, config.reader.threads, power_mode=config.reader.power_mode)
     trial.ensure_tried(bundle, engine)
-    settings = ReaderSettings(config.reader.memory_mb, config.reader.min_score, engine=engine)
+    settings = ReaderSettings(config.memory.limit_mb, config.reader.min_score, engine=engine)
     return Reader(bundle, settings), bundle.label
 
 
@@ -376,6 +418,8 @@ def run(
         AgentError: it cannot start.
     """
     health.set_up_logging("worker", config.log_level)
+    memory_config = msgspec.structs.replace(config.memory, limit_mb=allowed_mb(config.memory.limit_mb))
+    config = msgspec.structs.replace(config, memory=memory_config)
     clock = clock or Clock()
     state_dir = Path(config.state_dir)
     lock = health.Lock(state_dir, "worker")
@@ -383,10 +427,15 @@ def run(
     worker = Worker(config, outbox, open_sources(config, clock), lambda: reader(config), clock)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
+    again = False
     try:
         worker.start()
-        worker.run()
+        fence(config.memory.limit_mb)
+        again = worker.run()
     finally:
         worker.close()
         outbox.close()
         lock.close()
+    if again:
+        # The same process to whoever started it: neither systemd nor a supervisor has anything to do.
+        os.execv(sys.executable, sys.orig_argv)

@@ -21,15 +21,23 @@ from agent.memory import Budget
 from agent.page import Frame, PageResult, TextLine
 
 SIDE = 32
-READS, CRASHES, HANGS, FAILS = range(4)
+READS, CRASHES, HANGS, FAILS, LEAKS, HOARDS, SWELLS = range(7)
 
 
-def draw(path: Path, number: int, action: int = READS, seconds: float = 0.0) -> None:
-    """Write a page that the stub knows by its number."""
+def draw(path: Path, number: int, action: int = READS, seconds: float = 0.0, megabytes: int = 0) -> None:
+    """Write a page that the stub knows by its number.
+
+    Args:
+        path: the file.
+        number: of the page.
+        action: what reading it does.
+        seconds: how long that takes, up to 2.55.
+        megabytes: what it takes for itself: LEAKS for ever, HOARDS until the models are rebuilt, SWELLS for the moment.
+    """
     pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     head = np.frombuffer(number.to_bytes(8, "big"), np.uint8)
     pixels[0, :8, 0] = head
-    pixels[0, 8, :2] = action, min(255, round(100 * seconds))
+    pixels[0, 8] = action, min(255, round(100 * seconds)), megabytes
     done, data = cv2.imencode(".png", pixels)
     assert done
     fresh = path.with_name(f".{path.name}.part")
@@ -42,10 +50,15 @@ class StubReader:
 
     def __init__(self) -> None:
         self.budget = Budget.plan(1000, 0)  # whatever the process of the tests holds
+        self.leaked: list[np.ndarray] = []
+        self.hoard: list[np.ndarray] = []
 
     def read(self, frame: Frame) -> PageResult:
         number = int.from_bytes(frame.pixels[0, :8, 0].tobytes(), "big")
-        action, hundredths = map(int, frame.pixels[0, 8, :2])
+        action, hundredths, megabytes = map(int, frame.pixels[0, 8])
+        taken = np.ones(megabytes << 20, np.uint8)
+        self.leaked += [taken] if action == LEAKS else []
+        self.hoard += [taken] if action == HOARDS else []
         time.sleep(hundredths / 100)
         if action == CRASHES:
             os.kill(os.getpid(), signal.SIGSEGV)  # as native code does
@@ -56,8 +69,12 @@ class StubReader:
         line = TextLine(f"page-{number:08x}", 0.99, ((0, 0), (SIDE, 0), (SIDE, 9), (0, 9)), 0.9)
         return PageResult("", frame.width, frame.height, (line,), bundle="stub")
 
-    def close(self) -> None:
-        """Nothing is held."""
+    beside_bytes = 0
+
+    def rest(self) -> None:
+        self.hoard.clear()
+
+    rebuild = close = rest
 
 
 def main() -> None:

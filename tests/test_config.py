@@ -18,6 +18,7 @@ from agent.config import (
     AgentConfig,
     CollectorConfig,
     LetOut,
+    MemoryConfig,
     MqttConfig,
     OutboxConfig,
     PrivacyConfig,
@@ -37,7 +38,6 @@ state_dir = "state"
 log_level = "debug"
 [reader]
 bundle = "b"
-memory_mb = 300
 threads = 2
 engine = "onnxruntime"
 power_mode = "high"
@@ -90,6 +90,9 @@ historical_s = 1
 commands = ["status", "pause"]
 home_assistant = true
 home_assistant_prefix = "ha"
+[memory]
+limit_mb = 300
+idle_s = 5
 """
 COLLECTOR = """\
 name = "centre"
@@ -131,9 +134,8 @@ def test_every_setting_is_taken_as_written(tmp_path):
         device="box-1",
         state_dir="state",
         log_level="debug",
-        reader=ReaderConfig(
-            bundle="b", memory_mb=300, threads=2, engine="onnxruntime", power_mode="high", min_score=0.0
-        ),
+        reader=ReaderConfig(bundle="b", threads=2, engine="onnxruntime", power_mode="high", min_score=0.0),
+        memory=MemoryConfig(limit_mb=300, idle_s=5.0),
         source=(
             FolderConfig(
                 name="a",
@@ -339,64 +341,64 @@ def test_a_setting_in_the_wrong_section_shows_what_is_known_there(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("memory_mb = 300", "memory_mb = 1", "6: reader.memory_mb = 1: must be a whole number from 128 to 65536 (MB)"),
+        ("limit_mb = 300", "limit_mb = 1", "59: memory.limit_mb = 1: must be a whole number from 128 to 65536 (MB)"),
         (
-            "memory_mb = 300",
-            'memory_mb = "250MB"',
-            "6: reader.memory_mb = '250MB': must be a whole number from 128 to 65536 (MB), without quotes",
+            "limit_mb = 300",
+            'limit_mb = "250MB"',
+            "59: memory.limit_mb = '250MB': must be a whole number from 128 to 65536 (MB), without quotes",
         ),
         (
             "stable_s = 1",
             'stable_s = "2s"',
-            "15: source.stable_s = '2s': must be a number from 0.05 to 86400 (seconds), without quotes",
+            "14: source.stable_s = '2s': must be a number from 0.05 to 86400 (seconds), without quotes",
         ),
-        ("stable_s = 1", "stable_s = 2000000", "15: source.stable_s = 2000000: must be a number from 0.05 to 86400 ("),
-        ("stable_s = 1", "stable_s = nan", "15: source.stable_s = nan: must be a number from 0.05 to 86400 ("),
-        ("stable_s = 1", "stable_s = inf", "15: source.stable_s = inf: must be a number from 0.05 to 86400 ("),
-        ("stable_s = 1", "stable_s = -1", "15: source.stable_s = -1: must be a number from 0.05 to 86400 ("),
-        ("stable_s = 1", "stable_s = true", "15: source.stable_s = true: must be a number from 0.05 to 86400 ("),
-        ("threads = 2", "threads = 2.0", "7: reader.threads = 2.0: must be a whole number from 1 to 64"),
-        ("threads = 2", "threads = true", "7: reader.threads = true: must be a whole number from 1 to 64"),
-        ("threads = 2", "threads = [2]", "7: reader.threads: must be a whole number from 1 to 64"),
+        ("stable_s = 1", "stable_s = 2000000", "14: source.stable_s = 2000000: must be a number from 0.05 to 86400 ("),
+        ("stable_s = 1", "stable_s = nan", "14: source.stable_s = nan: must be a number from 0.05 to 86400 ("),
+        ("stable_s = 1", "stable_s = inf", "14: source.stable_s = inf: must be a number from 0.05 to 86400 ("),
+        ("stable_s = 1", "stable_s = -1", "14: source.stable_s = -1: must be a number from 0.05 to 86400 ("),
+        ("stable_s = 1", "stable_s = true", "14: source.stable_s = true: must be a number from 0.05 to 86400 ("),
+        ("threads = 2", "threads = 2.0", "6: reader.threads = 2.0: must be a whole number from 1 to 64"),
+        ("threads = 2", "threads = true", "6: reader.threads = true: must be a whole number from 1 to 64"),
+        ("threads = 2", "threads = [2]", "6: reader.threads: must be a whole number from 1 to 64"),
         (
             'engine = "onnxruntime"',
             'engine = "onnx"',
-            "8: reader.engine = 'onnx': must be one of \"auto\", \"onnxruntime\", \"paddle\", \"paddlelite\"",
+            "7: reader.engine = 'onnx': must be one of \"auto\", \"onnxruntime\", \"paddle\", \"paddlelite\"",
         ),
-        ("keep_days = 1", "keep_days = 1979-05-27", "19: source.keep_days = 1979-05-27: must be a number "),
-        ("mask = true", 'mask = "yes"', "34: privacy.mask = 'yes': must be true or false"),
-        ("mask = true", "mask = 1", "34: privacy.mask = 1: must be true or false"),
-        ('path = "in-b"', 'path = ""', "24: source.path = '': must be text in quotes"),
-        ('path = "in-b"', "path = 5", "24: source.path = 5: must be text in quotes"),
+        ("keep_days = 1", "keep_days = 1979-05-27", "18: source.keep_days = 1979-05-27: must be a number "),
+        ("mask = true", 'mask = "yes"', "33: privacy.mask = 'yes': must be true or false"),
+        ("mask = true", "mask = 1", "33: privacy.mask = 1: must be true or false"),
+        ('path = "in-b"', 'path = ""', "23: source.path = '': must be text in quotes"),
+        ('path = "in-b"', "path = 5", "23: source.path = 5: must be text in quotes"),
         ('device = "box-1"', 'device = "box/1"', "1: device = 'box/1': must be 1 to 64 of A-Z a-z 0-9 _ . - in "),
         ('device = "box-1"', 'device = "box-1\\n"', "1: device = 'box-1\\n': must be 1 to 64 of "),
         ('device = "box-1"', 'device = "+"', "1: device = '+': must be 1 to 64 of "),
-        ('name = "b"', 'name = "b\\n"', "23: source.name = 'b\\n': must be 1 to 32 of "),
-        ('name = "b"', 'name = "../b"', "23: source.name = '../b': must be 1 to 32 of "),
-        ('topic_prefix = "a/b"', 'topic_prefix = "a/#"', "50: mqtt.topic_prefix = 'a/#': must be 1 to 8 parts of "),
-        ('topic_prefix = "a/b"', 'topic_prefix = "a\\n"', "50: mqtt.topic_prefix = 'a\\n': must be 1 to 8 parts of "),
+        ('name = "b"', 'name = "b\\n"', "22: source.name = 'b\\n': must be 1 to 32 of "),
+        ('name = "b"', 'name = "../b"', "22: source.name = '../b': must be 1 to 32 of "),
+        ('topic_prefix = "a/b"', 'topic_prefix = "a/#"', "49: mqtt.topic_prefix = 'a/#': must be 1 to 8 parts of "),
+        ('topic_prefix = "a/b"', 'topic_prefix = "a\\n"', "49: mqtt.topic_prefix = 'a\\n': must be 1 to 8 parts of "),
         (
             'commands = ["status", "pause"]',
             'commands = [\n"status",\n"reboot"]',
-            "56: mqtt.commands = 'reboot': must be one of \"level\", \"pause\", \"reread\", \"resume\", \"status\"",
+            "55: mqtt.commands = 'reboot': must be one of \"level\", \"pause\", \"reread\", \"resume\", \"status\"",
         ),
         (
             'commands = ["status", "pause"]',
             'commands = "status"',
-            '56: mqtt.commands = \'status\': must be a list: ["level", "pause", "reread", "resume", "status"]',
+            '55: mqtt.commands = \'status\': must be a list: ["level", "pause", "reread", "resume", "status"]',
         ),
-        ('host = "127.0.0.1"', 'host = "mqtt://h"', "41: mqtt.host = 'mqtt://h': must be a name or address in "),
-        ('host = "127.0.0.1"\n', "", "40: mqtt.host: is missing; must be a name or address in quotes, "),
-        ('name = "b"\n', "", "22: source.name: is missing; must be 1 to 32 of "),
-        ('type = "folder"', 'type = "camera"', "12: source.type = 'camera': must be \"folder\""),
-        ('pattern = "9[0-9]{11}"', 'pattern = "9["', "39: privacy.let_out.pattern = '9[': must be a regular "),
-        ('name = "b"', 'name = "a"', "23: source.name = 'a': another source has this name"),
-        ('path = "in-b"', 'path = "./in-a/"', "24: source.path = './in-a/': another source has this folder"),
-        ("give_up_s = 10.5", "give_up_s = 0.5", "16: source.give_up_s = 0.5: must not be less than stable_s, 1"),
-        ('cert_file = ""', 'cert_file = "c.pem"', "47: mqtt.cert_file = 'c.pem': needs key_file too"),
-        ('key_file = ""', 'key_file = "k.pem"', "48: mqtt.key_file = 'k.pem': needs cert_file too"),
-        ('ca_file = ""', 'ca_file = "/none/ca.pem"', "46: mqtt.ca_file = '/none/ca.pem': missing, or not "),
-        ('tls = true\nca_file = ""', 'tls = false\nca_file = "ca.pem"', "46: mqtt.ca_file = 'ca.pem': has no use "),
+        ('host = "127.0.0.1"', 'host = "mqtt://h"', "40: mqtt.host = 'mqtt://h': must be a name or address in "),
+        ('host = "127.0.0.1"\n', "", "39: mqtt.host: is missing; must be a name or address in quotes, "),
+        ('name = "b"\n', "", "21: source.name: is missing; must be 1 to 32 of "),
+        ('type = "folder"', 'type = "camera"', "11: source.type = 'camera': must be \"folder\""),
+        ('pattern = "9[0-9]{11}"', 'pattern = "9["', "38: privacy.let_out.pattern = '9[': must be a regular "),
+        ('name = "b"', 'name = "a"', "22: source.name = 'a': another source has this name"),
+        ('path = "in-b"', 'path = "./in-a/"', "23: source.path = './in-a/': another source has this folder"),
+        ("give_up_s = 10.5", "give_up_s = 0.5", "15: source.give_up_s = 0.5: must not be less than stable_s, 1"),
+        ('cert_file = ""', 'cert_file = "c.pem"', "46: mqtt.cert_file = 'c.pem': needs key_file too"),
+        ('key_file = ""', 'key_file = "k.pem"', "47: mqtt.key_file = 'k.pem': needs cert_file too"),
+        ('ca_file = ""', 'ca_file = "/none/ca.pem"', "45: mqtt.ca_file = '/none/ca.pem': missing, or not "),
+        ('tls = true\nca_file = ""', 'tls = false\nca_file = "ca.pem"', "45: mqtt.ca_file = 'ca.pem': has no use "),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_shown_with_its_line_and_what_is_accepted(tmp_path, old, new, said):
@@ -560,7 +562,7 @@ def test_a_broker_written_with_its_password_is_not_repeated(tmp_path):
 def test_a_literal_password_gets_advice(tmp_path):
     said = refusal(tmp_path, FULL.replace("env:MQTT_PASSWORD", "hunter2"))
     assert said == (
-        'agent.toml:44: mqtt.password: must be "file:PATH", "env:NAME" or "credential:NAME" (of systemd); '
+        'agent.toml:43: mqtt.password: must be "file:PATH", "env:NAME" or "credential:NAME" (of systemd); '
         "the secret itself has no place here"
     )
 

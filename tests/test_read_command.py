@@ -283,7 +283,7 @@ def test_page_beyond_the_budget_is_refused_with_the_budget_it_needs(env, tmp_pat
     (tmp_path / "a.png").write_bytes(header + bad.png_chunk(b"IDAT", b"") + bad.png_chunk(b"IEND", b""))
     ran = read(env, "--json", tmp_path / "a.png")
     assert ran.status == ExitCode.DATA
-    assert ran.rows[0]["reason"] == "memory" and "raise --memory-mb by" in ran.err
+    assert ran.rows[0]["reason"] == "memory" and "raise --memory-mb or memory.limit_mb by" in ran.err
 
 
 # --------------------------------------------------------------------------------------- pipes and processes

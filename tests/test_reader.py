@@ -16,6 +16,7 @@ from agent.bundle import ModelBundle
 from agent.errors import BudgetError
 from agent.page import Frame, PageResult, Pixels
 from agent.reader import Reader, ReaderSettings
+from tests.command import run_python
 
 pytestmark = pytest.mark.models
 SAMPLE = Path(__file__).parent.parent / "samples" / "receipt.png"
@@ -113,3 +114,31 @@ def test_results_do_not_depend_on_the_pages_before(reader: Reader) -> None:
 def test_a_limit_below_any_page_is_refused_with_what_is_needed(bundle_path: Path) -> None:
     with pytest.raises(BudgetError, match=r"give \d+ MB"):
         Reader(ModelBundle.load(bundle_path), ReaderSettings(memory_mb=memory.resident_bytes() // memory.MB))
+
+
+def test_models_that_were_given_back_read_as_before(reader):
+    page = printed(600, 200, [24, 24])
+    before = read(reader, page.pixels)
+    reader.rest()
+    after = read(reader, page.pixels)
+    reader.rebuild()
+    again = read(reader, page.pixels)
+    assert before.lines == after.lines == again.lines != ()
+
+
+def test_models_that_are_given_back_take_no_memory(portable_path):
+    # ONNX Runtime's: Paddle Lite's have nothing after any page.
+    ran = run_python(
+        "import sys, pathlib, numpy as np\n"
+        "from agent import memory\n"
+        "from agent.bundle import ModelBundle\n"
+        "from agent.page import Frame\n"
+        "from agent.reader import Reader, ReaderSettings\n"
+        f"bundle = ModelBundle.load(pathlib.Path({str(portable_path)!r}))\n"
+        "reader = Reader(bundle, ReaderSettings(memory_mb=600))\n"
+        "reader.read(Frame('a', 'a', np.full((200, 200, 3), 255, np.uint8), 200, 200))\n"
+        "before = memory.resident_bytes()\n"
+        "reader.rest()\n"
+        "print(before - memory.resident_bytes())\n"
+    )
+    assert int(ran.out) > 8 << 20, ran.err

@@ -17,14 +17,14 @@ import pytest
 
 from agent import health
 from agent.clock import Clock
-from agent.config import AgentConfig, OutboxConfig
+from agent.config import AgentConfig, MemoryConfig, OutboxConfig
 from agent.errors import OutboxError
 from agent.outbox import Marks, Outbox
 from agent.page import Frame, PageResult
 from agent.source_config import FolderConfig
 from agent.worker import Worker, open_sources
 from tests.command import ROOT
-from tests.stub_worker import CRASHES, FAILS, HANGS, StubReader, draw
+from tests.stub_worker import CRASHES, FAILS, HANGS, HOARDS, LEAKS, SWELLS, StubReader, draw
 from tests.system.branch import until
 
 
@@ -45,11 +45,17 @@ class CountingReader(StubReader):
 class Bench:
     """A worker that a test steps."""
 
-    def __init__(self, home: Path, outbox: OutboxConfig, **source: Any) -> None:
+    def __init__(self, home: Path, outbox: OutboxConfig, *, idle_s: float = 60.0, **source: Any) -> None:
         self.inbox = home / "inbox"
         self.inbox.mkdir(exist_ok=True)
         folder = FolderConfig(name="desk", path=str(self.inbox), stable_s=0.05, poll_s=0.05, give_up_s=0.3, **source)
-        self.config = AgentConfig(device="box-1", state_dir=str(home / "state"), source=(folder,), outbox=outbox)
+        self.config = AgentConfig(
+            device="box-1",
+            state_dir=str(home / "state"),
+            source=(folder,),
+            outbox=outbox,
+            memory=MemoryConfig(limit_mb=65_536, idle_s=idle_s),  # the process of the tests is large
+        )
         self.clock = Clock()
         self.outbox = Outbox(home / "state", outbox, role="worker", clock=self.clock)
         self.reader = CountingReader()
@@ -223,6 +229,9 @@ path = "{home}/inbox"
 stable_s = 0.05
 poll_s = 0.05
 
+[memory]
+limit_mb = 128
+
 [outbox]
 min_free_mb = 0
 """
@@ -305,3 +314,73 @@ def test_second_worker_on_one_state_is_refused(tmp_path):
             assert b"another worker" in second.stderr.read()
         first.terminate()
         assert first.wait(30) == 0
+
+
+def state_of(home: Path) -> health.WorkerState:
+    state = health.read_state(home / "state", "worker", health.WorkerState)
+    assert state is not None
+    return state
+
+
+def has_read(home: Path, count: int) -> Callable[[], bool]:
+    return lambda: sum(1 for _ in (home / "inbox").glob("done/*")) == count
+
+
+def test_models_are_loaded_anew_when_they_hold_more_and_more(tmp_path):
+    child = Child(tmp_path)
+    with child.start() as process:
+        assert until((tmp_path / "state" / "worker.json").exists) < 30
+        draw(tmp_path / "inbox" / "a.png", 1, HOARDS, megabytes=30)
+        draw(tmp_path / "inbox" / "b.png", 2)
+        assert until(has_read(tmp_path, 2)) < 30
+        assert until(lambda: state_of(tmp_path).rebuilds == 1) < 30
+        assert state_of(tmp_path).rss_mb < 100
+        process.terminate()
+        assert process.wait(30) == 0
+        assert b"starts anew" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(("action", "megabytes"), [(LEAKS, 30), (SWELLS, 90)])
+def test_worker_over_its_limit_starts_anew_and_loses_nothing(tmp_path, action, megabytes):
+    child = Child(tmp_path)
+    with child.start() as process:
+        assert until((tmp_path / "state" / "worker.json").exists) < 30
+        began = state_of(tmp_path).started_ms
+        draw(tmp_path / "inbox" / "a.png", 1, action, megabytes=megabytes)
+        for number in range(2, 6):
+            draw(tmp_path / "inbox" / f"{number}.png", number)
+        assert until(has_read(tmp_path, 5)) < 60
+        assert until(lambda: state_of(tmp_path).started_ms > began) < 30
+        assert state_of(tmp_path).pid == process.pid
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(30) == 0
+        said = process.stderr.read().decode()
+    assert "this process starts anew" in said
+    assert sorted(child.rows()) == [f"page-{number:08x}" for number in range(1, 6)]
+    assert state_of(tmp_path).limit_mb == 128
+
+
+def test_page_that_would_take_everything_is_refused_and_the_process_lives(tmp_path):
+    child = Child(tmp_path)
+    with child.start() as process:
+        assert until((tmp_path / "state" / "worker.json").exists) < 30
+        draw(tmp_path / "inbox" / "a.png", 1, SWELLS, megabytes=250)
+        draw(tmp_path / "inbox" / "b.png", 2)
+        assert until(has_read(tmp_path, 1)) < 30
+        process.terminate()
+        assert process.wait(30) == 0
+    assert child.rows() == ["page-00000002"]
+    assert (tmp_path / "inbox" / "failed" / "a.png.reason.txt").read_text().startswith("memory: out of memory: raise ")
+
+
+def test_models_are_given_back_when_nothing_comes_and_are_there_for_the_next_page(tmp_path):
+    bench = Bench(tmp_path, OutboxConfig(min_free_mb=0, ballast_mb=0), idle_s=0.2)
+    draw(bench.inbox / "a.png", 1, HOARDS, megabytes=1)
+    bench.work_until(lambda: bench.state.accepted == 1)
+    assert bench.reader.hoard
+    bench.work_until(lambda: not bench.reader.hoard)
+    draw(bench.inbox / "b.png", 2)
+    bench.work_until(lambda: bench.state.accepted == 2)
+    bench.worker.close()
+    bench.outbox.close()
