@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test bench torture lint format samples clean
+.PHONY: help setup demo test bench torture soak lint format samples clean
 
 BUNDLE := models/build/ppocr-v4-x86_64-fp32
 RECIPE := models/ppocr-v4.toml
@@ -14,6 +14,7 @@ FONTS := fonts-arphic-ukai fonts-arphic-uming fonts-dejavu-core fonts-liberation
 GROUPS := convert,compress,onnx,postgres,dev
 PROGRAMS := g++ g++-aarch64-linux-gnu mosquitto openssl postgresql qemu-user strace
 KILLS ?= 1000
+PAGES ?= 2000
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +51,12 @@ torture: ## kill worker, uplink, collector and broker KILLS=1000 times at random
 	@sh scripts/setup.sh agent $(GROUPS)
 	@sh scripts/setup.sh programs $(PROGRAMS)
 	.venv/bin/python -m tests.system.torture --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+
+soak: ## PAGES=2000 mixed pages at two memory limits, and five times as many damaged files; DATA=DIR: labelled sets
+	@sh scripts/setup.sh agent $(GROUPS)
+	@sh scripts/setup.sh programs $(FONTS)
+	@test -e $(BUNDLE)/bundle.toml || $(CONVERT)
+	.venv/bin/python -m tests.system.endurance --pages $(PAGES) $(if $(DATA),--data $(DATA)) $(if $(SEED),--seed $(SEED))
 
 lint: ## check style, formatting and types
 	@sh scripts/setup.sh agent $(GROUPS)

@@ -330,7 +330,7 @@ def test_models_are_loaded_anew_when_they_hold_more_and_more(tmp_path):
     child = Child(tmp_path)
     with child.start() as process:
         assert until((tmp_path / "state" / "worker.json").exists) < 30
-        draw(tmp_path / "inbox" / "a.png", 1, HOARDS, megabytes=30)
+        draw(tmp_path / "inbox" / "a.png", 1, HOARDS, megabytes=55)
         draw(tmp_path / "inbox" / "b.png", 2)
         assert until(has_read(tmp_path, 2)) < 30
         assert until(lambda: state_of(tmp_path).rebuilds == 1) < 30
@@ -340,7 +340,7 @@ def test_models_are_loaded_anew_when_they_hold_more_and_more(tmp_path):
         assert b"starts anew" not in process.stderr.read()
 
 
-@pytest.mark.parametrize(("action", "megabytes"), [(LEAKS, 30), (SWELLS, 90)])
+@pytest.mark.parametrize(("action", "megabytes"), [(LEAKS, 55), (SWELLS, 90)])
 def test_worker_over_its_limit_starts_anew_and_loses_nothing(tmp_path, action, megabytes):
     child = Child(tmp_path)
     with child.start() as process:

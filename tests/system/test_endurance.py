@@ -1,0 +1,46 @@
+"""A tenth of `make soak`: mixed pages and damaged files through a real service, and the memory it takes."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from tests.system.endurance import endure
+from tests.system.soak import Sample, slope
+
+PAGES = int(os.environ.get("PAGES", "200"))
+SEED = int(os.environ.get("SEED", "1"))
+
+pytestmark = pytest.mark.models
+
+
+def told(capsys, account):
+    with capsys.disabled():
+        print(f"\n{json.dumps(account)}")
+    return account
+
+
+@pytest.mark.timeout(1800)
+def test_mixed_pages_stay_below_the_limit_and_each_has_its_verdict(tmp_path, capsys):
+    account = told(capsys, endure(tmp_path, PAGES, (256,), damaged=0, data=None, seed=SEED))
+    assert not account["missed"]
+    assert account["256 MB"]["rows"] > PAGES / 2
+    assert account["256 MB"]["char_f1"]["drawn"] > 0.9
+    assert (tmp_path / "256" / "memory.png").stat().st_size > 10_000
+
+
+@pytest.mark.timeout(1800)
+def test_damaged_files_get_one_verdict_each_and_the_service_lives(tmp_path, capsys):
+    account = told(capsys, endure(tmp_path, 0, (), damaged=5 * PAGES, data=None, seed=SEED))
+    assert not account["missed"]
+    assert account["files"]["refused"] > account["files"]["read"] > 0
+
+
+def test_growth_is_seen_through_the_peaks_of_pages():
+    samples = [
+        Sample(float(page), page, 0.0, 100 + page * 0.005 + (80 if page % 3 else 0), 9, 1, 1) for page in range(2000)
+    ]
+    assert slope(samples) == pytest.approx(5.0, abs=0.2)
+    assert slope([samples[0]] * 100) == 0.0
