@@ -407,6 +407,10 @@ def open_reader(config: AgentConfig) -> tuple[PageReader, str]:
     return Reader(bundle, settings), bundle.label
 
 
+def _within(config: AgentConfig, limit_mb: int) -> AgentConfig:
+    return msgspec.structs.replace(config, memory=msgspec.structs.replace(config.memory, limit_mb=limit_mb))
+
+
 def run(
     config: AgentConfig,
     reader: Callable[[AgentConfig], tuple[PageReader, str]] = open_reader,
@@ -418,13 +422,13 @@ def run(
         AgentError: it cannot start.
     """
     health.set_up_logging("worker", config.log_level)
-    memory_config = msgspec.structs.replace(config.memory, limit_mb=allowed_mb(config.memory.limit_mb))
-    config = msgspec.structs.replace(config, memory=memory_config)
     clock = clock or Clock()
     state_dir = Path(config.state_dir)
     lock = health.Lock(state_dir, "worker")
     outbox = Outbox(state_dir, config.outbox, role="worker", clock=clock)
-    worker = Worker(config, outbox, open_sources(config, clock), lambda: reader(config), clock)
+    sources = open_sources(config, clock)
+    config = _within(config, allowed_mb(config.memory.limit_mb) - sum(source.needs_mb() for source in sources))
+    worker = Worker(config, outbox, sources, lambda: reader(config), clock)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
     again = False

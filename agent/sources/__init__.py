@@ -65,6 +65,9 @@ class Source(Protocol):
     def trouble(self) -> str:
         """Return why it gives no pages although it should, in one line; "" when nothing is wrong."""
 
+    def needs_mb(self) -> int:
+        """Return what the processes it starts may have resident together, in MB; taken from the worker's limit."""
+
     def answer(self, capture: Capture, page: PageResult) -> None:
         """Take what was read on a page, not masked; called before `done`, and must not wait."""
 

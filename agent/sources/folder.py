@@ -176,6 +176,10 @@ class FolderSource:
         """Return why no files are taken, in one line; "" when nothing is wrong."""
         return self._trouble
 
+    def needs_mb(self) -> int:
+        """Return 0: it starts no process."""
+        return 0
+
     def answer(self, capture: Capture, page: PageResult) -> None:
         """Do nothing: nobody waits beside a folder."""
 

@@ -24,7 +24,7 @@ WORSE = 0.002
 
 
 def endure(
-    out: Path, pages: int, limits: tuple[int, ...], damaged: int, data: Path | None, seed: int
+    out: Path, pages: int, limits: tuple[int, ...], *, damaged: int, data: Path | None, seed: int
 ) -> dict[str, Any]:
     """Run everything; returns the account.
 
