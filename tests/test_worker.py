@@ -384,3 +384,27 @@ def test_models_are_given_back_when_nothing_comes_and_are_there_for_the_next_pag
     bench.work_until(lambda: bench.state.accepted == 2)
     bench.worker.close()
     bench.outbox.close()
+
+
+def test_sources_take_turns_however_much_waits_in_one(tmp_path):
+    homes = {"few": 3, "many": 60, "some": 20}
+    folders = tuple(FolderConfig(name=name, path=str(tmp_path / name), stable_s=0.05) for name in homes)
+    config = AgentConfig(device="box-1", state_dir=str(tmp_path / "state"), source=folders)
+    for start, (name, count) in enumerate(homes.items()):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            draw(tmp_path / name / f"{number}.png", 1000 * start + number)
+    outbox = Outbox(tmp_path / "state", OutboxConfig(min_free_mb=0), role="worker")
+    worker = Worker(config, outbox, open_sources(config, Clock()), lambda: (CountingReader(), "stub"))
+    worker.start()
+    rows: list[Any] = []
+    deadline = time.monotonic() + 60
+    while len(rows) < sum(homes.values()) and time.monotonic() < deadline:
+        worker.tick()
+        rows = list(outbox.rows()) if worker._state.accepted == sum(homes.values()) else rows
+    order = [json.loads(row.result)["source"] for row in rows]
+    assert {name: order.count(name) for name in homes} == homes
+    assert all(order[: 3 * homes["few"]].count(name) == homes["few"] for name in homes)
+    assert order[: 3 + 2 * homes["some"]].count("some") == homes["some"]
+    worker.close()
+    outbox.close()
