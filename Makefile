@@ -12,7 +12,7 @@ BENCH_ARGS ?=
 # What the converter draws documents with; the tests name what is missing.
 FONTS := fonts-arphic-ukai fonts-arphic-uming fonts-dejavu-core fonts-liberation fonts-wqy-zenhei
 GROUPS := convert,compress,onnx,postgres,dev
-PROGRAMS := g++ g++-aarch64-linux-gnu mosquitto openssl postgresql qemu-user strace
+PROGRAMS := g++ g++-aarch64-linux-gnu mosquitto openssl postgresql qemu-user sane-utils strace
 KILLS ?= 1000
 PAGES ?= 2000
 

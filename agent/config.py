@@ -24,7 +24,7 @@ from agent.setting_types import (
     TopicPrefix,
     Wait,
 )
-from agent.source_config import SourceConfig
+from agent.source_config import FolderConfig, ScannerConfig, SourceConfig
 
 MAX_SECRET_BYTES = 64 << 10
 
@@ -276,18 +276,40 @@ def _read_secret(where: str, kind: str, name: str) -> str:
 def _check_sources(document: strict.Document, sources: tuple[SourceConfig, ...]) -> None:
     """Refuse sources that would be taken for each other, or never give anything."""
     names: set[str] = set()
-    folders: set[str] = set()
     for number, source in enumerate(sources):
-        folder = os.path.realpath(source.path)
         if source.name in names:
             raise document.wrong(("source", number, "name"), "another source has this name", source.name)
+        names.add(source.name)
+    _check_folders(document, sources)
+    _check_scanners(document, sources)
+
+
+def _check_folders(document: strict.Document, sources: tuple[SourceConfig, ...]) -> None:
+    folders: set[str] = set()
+    for number, source in enumerate(sources):
+        if not isinstance(source, FolderConfig):
+            continue
+        folder = os.path.realpath(source.path)
         if folder in folders:
             raise document.wrong(("source", number, "path"), "another source has this folder", source.path)
         if source.give_up_s < source.stable_s:
             why = f"must not be less than stable_s, {source.stable_s:g}"
             raise document.wrong(("source", number, "give_up_s"), why, source.give_up_s)
-        names.add(source.name)
         folders.add(folder)
+
+
+def _check_scanners(document: strict.Document, sources: tuple[SourceConfig, ...]) -> None:
+    devices: set[str] = set()
+    for number, source in enumerate(sources):
+        if not isinstance(source, ScannerConfig):
+            continue
+        if source.device in devices:
+            why = "another source has this scanner" if source.device else "is needed where there are several scanners"
+            raise document.wrong(("source", number, "device"), why, source.device)
+        if source.trigger == "feeder" and source.feeder.lower() == "flatbed":
+            why = 'cannot be "feeder" where feeder is "flatbed"; "order" scans when `edge-ocr scan` says so'
+            raise document.wrong(("source", number, "trigger"), why, source.trigger)
+        devices.add(source.device)
 
 
 def _check_patterns(document: strict.Document, privacy: PrivacyConfig) -> None:

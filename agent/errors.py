@@ -73,6 +73,12 @@ class BusyError(AgentError):
     code = ExitCode.TEMPORARY
 
 
+class ScannerError(AgentError):
+    """A scanner gives no page now; the message says what to do at it."""
+
+    code = ExitCode.TEMPORARY
+
+
 class MessageError(AgentError):
     """A message from the other end is not one of the protocol; it is refused and counted."""
 

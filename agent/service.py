@@ -92,6 +92,29 @@ def status_command(path: Path, as_json: bool) -> int:
     return ExitCode.OK if told.ok else ExitCode.SOME_FAILED
 
 
+@click.command("scan")
+@_config_option(CONFIG)
+@click.argument("name", default="")
+@click.option("--pages", type=click.IntRange(1, 10_000), help="At most so many. Default: one; from a feeder all.")
+@click.option("--wait", is_flag=True, help="Wait until they are scanned, and tell what came of it.")
+def scan_command(path: Path, name: str, pages: int | None, wait: bool) -> int:
+    """Have a running agent scan pages. NAME is that of the source; it can be left out where there is one scanner.
+
+    Exit status: 0 scanned, or ordered without --wait; 1 not all pages, 75 none, and what to do at the scanner.
+    """
+    from agent import scan
+
+    order = scan.give(load(path, AgentConfig, check_files=False), name, pages or 0)
+    if not wait:
+        click.echo(f"{order.source}: ordered")
+        return ExitCode.OK
+    answer = order.wait()
+    click.echo(f"{order.source}: {answer.pages} {'page' if answer.pages == 1 else 'pages'} scanned")
+    if answer.fault:
+        click.echo(f"edge-ocr: {answer.fault}", err=True)
+    return ExitCode.OK if not answer.fault else ExitCode.SOME_FAILED if answer.pages else ExitCode.TEMPORARY
+
+
 @click.group("outbox")
 def outbox_group() -> None:
     """Look at the results that wait on this machine."""

@@ -35,5 +35,62 @@ class FolderConfig(Strict, frozen=True, tag_field="type", tag="folder"):
     again: Literal["skip", "read"] = "skip"
 
 
-SourceConfig = FolderConfig
-"""Every kind of source, told apart by `type`."""
+ScannerWord = Annotated[
+    str,
+    Meta(pattern=r"^[^\x00-\x1f]{1,64}\Z", description="a word of `scanimage -A` in quotes"),
+]
+PageSize = Annotated[
+    str,
+    Meta(
+        pattern=r"^(a3|a4|a5|a6|letter|legal|[1-9][0-9]{1,2}x[1-9][0-9]{1,2})\Z",
+        description='"a3", "a4", "a5", "a6", "letter", "legal", or width and height in mm such as "210x297"',
+    ),
+]
+ScanOption = Annotated[
+    str,
+    Meta(
+        pattern=r"^--(?!batch|format|output|device|progress|help|list|dont|test\Z|all|version|verbose)"
+        r"[a-z0-9-]+(=[^\x00-\x1f]*)?\Z",
+        description='options of the scanner as `scanimage -A` lists them, such as ["--swdeskew=yes"]',
+    ),
+]
+
+
+class ScannerConfig(Strict, frozen=True, tag_field="type", tag="scanner"):
+    """A scanner of this machine, through SANE's program `scanimage`.
+
+    Attributes:
+        name: of the source, in results.
+        device: SANE's name of the scanner, from `edge-ocr check`; empty where there is only one.
+        feeder: where paper is: "flatbed", "adf", "adf-duplex" (both sides), or the scanner's own word for it.
+        trigger: "feeder" scans whatever is put into the feeder; "order" scans when `edge-ocr scan` says so.
+        poll_s: the feeder is looked into this often.
+        resolution_dpi: 300 is enough for print.
+        mode: "gray", "color", "lineart", or the scanner's own word for it.
+        page_size: of the paper; more than the scanner can is cut to what it can.
+        options: more options of the scanner.
+        timeout_s: a scan that makes no progress for so long is ended.
+        max_waiting: no paper is fed while so many pages wait to be read.
+        when_done: "keep" keeps pages that were read, "delete" deletes them; refused ones are kept.
+        keep_days: pages that were read or refused and are older than this are deleted.
+        keep_mb: and the oldest of them when they are larger than this together.
+    """
+
+    name: SourceName
+    device: Annotated[str, Meta(pattern=r"^[^\x00-\x1f]{0,200}\Z", description="a name in quotes")] = ""
+    feeder: ScannerWord = "adf"
+    trigger: Literal["feeder", "order"] = "feeder"
+    poll_s: Wait = 10.0
+    resolution_dpi: Annotated[int, Meta(ge=50, le=1200)] = 300
+    mode: ScannerWord = "gray"
+    page_size: PageSize = "a4"
+    options: tuple[ScanOption, ...] = ()
+    timeout_s: Annotated[float, Meta(ge=1.0, le=3600.0)] = 120.0
+    max_waiting: Annotated[int, Meta(ge=1, le=1000)] = 20
+    when_done: Literal["keep", "delete"] = "keep"
+    keep_days: Days = 30.0
+    keep_mb: Megabytes = 2048
+
+
+SourceConfig = FolderConfig | ScannerConfig
+"""Every kind of source, told apart by `type`; without it a source is a folder."""

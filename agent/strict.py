@@ -135,6 +135,7 @@ def accepted(kind: inspect.Type, name: str = "") -> str:
 
 def _check(document: Document, kind: inspect.Type, value: Any, at: At) -> None:
     """Refuse a value that is not of its kind, or holds one that is not."""
+    _check_tag(document, kind, value, at)
     kind = _wanted(kind, value)
     if isinstance(kind, inspect.StructType) and isinstance(value, dict):
         _check_table(document, kind, value, at)
@@ -147,6 +148,19 @@ def _check(document: Document, kind: inspect.Type, value: Any, at: At) -> None:
         raise document.wrong(at, f"must be {accepted(kind, name)}{quoted}", None if _is_secret(kind) else value)
 
 
+def _check_tag(document: Document, kind: inspect.Type, value: Any, at: At) -> None:
+    """Refuse a table of no known kind; one that does not say its kind is of the first."""
+    kinds = [part for part in _parts(kind) if isinstance(part, inspect.StructType) and part.tag_field]
+    if not kinds or not isinstance(value, dict):
+        return
+    field, tags = str(kinds[0].tag_field), [str(part.tag) for part in kinds]
+    if len(kinds) > 1:
+        value.setdefault(field, tags[0])
+    if value.get(field, tags[0]) not in tags:
+        known = ", ".join(f'"{tag}"' for tag in sorted(tags))
+        raise document.wrong((*at, field), f"must be {'one of ' if tags[1:] else ''}{known}", value[field])
+
+
 def _check_table(document: Document, kind: inspect.StructType, table: dict[str, Any], at: At) -> None:
     fields = {field.encode_name: field for field in kind.fields}
     known = [*fields, *([kind.tag_field] if kind.tag_field else [])]
@@ -155,8 +169,6 @@ def _check_table(document: Document, kind: inspect.StructType, table: dict[str, 
             near = difflib.get_close_matches(key.lower().replace("-", "_"), known, 1, 0.5)
             meant = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
             raise document.wrong((*at, key), f"no such setting; {meant}")
-    if kind.tag_field in table and table[kind.tag_field] != kind.tag:
-        raise document.wrong((*at, kind.tag_field), f'must be "{kind.tag}"', table[kind.tag_field])
     for name, field in fields.items():
         if name in table:
             _check(document, field.type, table[name], (*at, name))
@@ -168,9 +180,15 @@ def _wanted(kind: inspect.Type, value: object) -> inspect.Type:
     """Return the part of a union that a value is meant for: the one with its tag, or the first that is not None."""
     if not isinstance(kind, inspect.UnionType):
         return kind
-    parts = [part for part in kind.types if not isinstance(part, inspect.NoneType)]
+    parts = _parts(kind)
     tagged = [part for part in parts if isinstance(part, inspect.StructType) and isinstance(value, dict)]
     return next((part for part in tagged if value.get(part.tag_field) == part.tag), parts[0])  # type: ignore[attr-defined]
+
+
+def _parts(kind: inspect.Type) -> list[inspect.Type]:
+    """Return what a union is made of, without None."""
+    kinds = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+    return [part for part in kinds if not isinstance(part, inspect.NoneType)]
 
 
 def _fits(kind: inspect.Type, value: object) -> bool:

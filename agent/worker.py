@@ -27,7 +27,7 @@ from agent.mask import Masker
 from agent.memory import Budget
 from agent.outbox import Outbox, Request
 from agent.page import Frame, PageResult, to_json
-from agent.source_config import FolderConfig, SourceConfig
+from agent.source_config import FolderConfig, ScannerConfig, SourceConfig
 from agent.sources import CHANGED, Capture, Source
 
 _log = logging.getLogger(__name__)
@@ -381,10 +381,21 @@ def open_sources(config: AgentConfig, clock: Clock) -> list[Source]:
 def _open_folder(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
     from agent.sources.folder import FolderSource
 
+    assert isinstance(source, FolderConfig)
     return FolderSource(source, clock)
 
 
-_OPENERS: dict[type, Callable[[AgentConfig, SourceConfig, Clock], Source]] = {FolderConfig: _open_folder}
+def _open_scanner(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
+    from agent.sources.scanner import ScannerSource
+
+    assert isinstance(source, ScannerConfig)
+    return ScannerSource(source, Path(config.state_dir), clock)
+
+
+_OPENERS: dict[type, Callable[[AgentConfig, SourceConfig, Clock], Source]] = {
+    FolderConfig: _open_folder,
+    ScannerConfig: _open_scanner,
+}
 
 
 def open_reader(config: AgentConfig) -> tuple[PageReader, str]:

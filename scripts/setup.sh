@@ -136,6 +136,7 @@ has_program() {
     fonts-*) dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' ;;
     g++-*) command -v "${1#g++-}-g++" >/dev/null ;;
     qemu-user) command -v qemu-aarch64 >/dev/null ;;
+    sane-utils) command -v scanimage >/dev/null ;;
     postgresql) for initdb in /usr/lib/postgresql/*/bin/initdb; do [ -x "$initdb" ] && return; done && return 1 ;;
     *) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
     esac

@@ -27,7 +27,7 @@ from agent.config import (
     secret,
 )
 from agent.errors import ConfigError, ExitCode
-from agent.source_config import FolderConfig
+from agent.source_config import FolderConfig, ScannerConfig
 from tests.command import ROOT
 
 SAMPLE = ROOT / "systemd" / "agent.toml"
@@ -93,6 +93,22 @@ home_assistant_prefix = "ha"
 [memory]
 limit_mb = 300
 idle_s = 5
+[[source]]
+type = "scanner"
+name = "c"
+device = "test:0"
+feeder = "ADF Front"
+trigger = "order"
+poll_s = 60
+resolution_dpi = 200
+mode = "color"
+page_size = "210x148"
+options = ["--depth=8", "--swcrop"]
+timeout_s = 30
+max_waiting = 5
+when_done = "keep"
+keep_days = 7
+keep_mb = 9
 """
 COLLECTOR = """\
 name = "centre"
@@ -149,6 +165,22 @@ def test_every_setting_is_taken_as_written(tmp_path):
                 again="read",
             ),
             FolderConfig(name="b", path="in-b"),
+            ScannerConfig(
+                name="c",
+                device="test:0",
+                feeder="ADF Front",
+                trigger="order",
+                poll_s=60.0,
+                resolution_dpi=200,
+                mode="color",
+                page_size="210x148",
+                options=("--depth=8", "--swcrop"),
+                timeout_s=30.0,
+                max_waiting=5,
+                when_done="keep",
+                keep_days=7.0,
+                keep_mb=9,
+            ),
         ),
         outbox=OutboxConfig(
             max_mb=100,
@@ -196,17 +228,16 @@ def test_marks_and_line_ends_of_other_systems_are_taken(tmp_path, begin, end):
 
 
 def structs(kind: inspect.Type, name: str = "") -> dict[str, tuple[inspect.Field, str]]:
-    """Return each setting's field by its path, and the path of its section."""
-    kind = strict._wanted(kind, None)
-    kind = kind.item_type if isinstance(kind, inspect.VarTupleType) else kind
+    """Return each setting's field by its path, and the path of its section; a kind has its own: source.folder."""
     found = {}
     for field in strict._wanted(kind, None).fields:
         inner = strict._wanted(field.type, None)
         inner = inner.item_type if isinstance(inner, inspect.VarTupleType) else inner
         path = f"{name}{field.name}"
-        if isinstance(inner, inspect.StructType):
-            found |= structs(inner, f"{path}.")
-        else:
+        tables = [part for part in strict._parts(inner) if isinstance(part, inspect.StructType)]
+        for table in tables:
+            found |= structs(table, f"{path}.{table.tag}." if table.tag else f"{path}.")
+        if not tables:
             found[path] = (field, path)
     return found
 
@@ -217,6 +248,8 @@ def sample_settings(sample: Path) -> dict[str, tuple[object, str, bool]]:
     for line in sample.read_text(encoding="utf-8").splitlines():
         if header := re.match(r"#?\[\[?([a-z_.]+)\]\]?$", line):
             section = f"{header[1]}."
+        elif kind := re.match(r'#?type = "([a-z]+)"', line):
+            section += f"{kind[1]}."
         elif setting := SETTING.match(line):
             value = msgspec.toml.decode(f"v = {setting[2]}")["v"]
             found[section + setting[1]] = (value, setting[3], line.startswith("#"))
@@ -227,7 +260,13 @@ def fields(kind: type) -> dict[str, inspect.Field]:
     return {path: field for path, (field, _) in structs(inspect.type_info(kind)).items()}
 
 
-EXAMPLES = {"mqtt.password", "privacy.let_out.name", "privacy.let_out.pattern", "store_password"}
+EXAMPLES = {
+    "mqtt.password",
+    "privacy.let_out.name",
+    "privacy.let_out.pattern",
+    "source.scanner.name",
+    "store_password",
+}
 SAMPLES = {SAMPLE: AgentConfig, ROOT / "systemd" / "collector.toml": CollectorConfig}
 SETTINGS = [
     pytest.param(sample, path, field, id=f"{sample.stem}-{path}")
@@ -247,8 +286,10 @@ def test_the_sample_loads_with_all_that_it_shows(tmp_path):
     shown = load(written(tmp_path, text), AgentConfig)
     assert shown.mqtt.password == "file:/etc/edge-ocr/password"
     plain = load(SAMPLE, AgentConfig)
+    assert {type(source) for source in shown.source} == {FolderConfig, ScannerConfig}
     same = msgspec.structs.replace(
         shown,
+        source=shown.source[:1],
         mqtt=msgspec.structs.replace(shown.mqtt, password=None),
         privacy=msgspec.structs.replace(shown.privacy, let_out=()),
     )
@@ -267,7 +308,7 @@ def test_the_collectors_sample_loads_with_and_without_all_that_it_shows(tmp_path
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
 def test_the_sample_shows_every_setting_and_no_other(sample):
-    assert set(sample_settings(sample)) - {"source.type"} == set(fields(SAMPLES[sample]))
+    assert set(sample_settings(sample)) == set(fields(SAMPLES[sample]))
 
 
 @pytest.mark.parametrize(("sample", "path", "field"), SETTINGS)
@@ -314,12 +355,16 @@ def test_every_setting_misspelled_by_one_edit_is_named_with_what_was_meant(tmp_p
         if line.startswith("["):
             section = line
             continue
+        if line == 'type = "scanner"':
+            section += f"\n{line}"
+            continue
         name = line.partition(" = ")[0]
         for typo in misspelled(name):
             needed = text.splitlines()[0] if section else ""
             said = refusal(tmp_path, f"{needed}\n{section}\n{line.replace(name, typo, 1)}\n", kind)
-            full_name = ".".join(filter(None, (section.strip("[]"), typo)))
-            assert said == f"agent.toml:3: {full_name}: no such setting; did you mean {name}?"
+            table, _, tag = section.partition("\n")
+            full_name = ".".join(filter(None, (table.strip("[]"), typo)))
+            assert said == f"agent.toml:{4 if tag else 3}: {full_name}: no such setting; did you mean {name}?"
 
 
 @pytest.mark.parametrize("section", ["reader", "source", "outbox", "privacy", "mqtt", "privacy.let_out"])
@@ -390,7 +435,7 @@ def test_a_setting_in_the_wrong_section_shows_what_is_known_there(tmp_path):
         ('host = "127.0.0.1"', 'host = "mqtt://h"', "40: mqtt.host = 'mqtt://h': must be a name or address in "),
         ('host = "127.0.0.1"\n', "", "39: mqtt.host: is missing; must be a name or address in quotes, "),
         ('name = "b"\n', "", "21: source.name: is missing; must be 1 to 32 of "),
-        ('type = "folder"', 'type = "camera"', "11: source.type = 'camera': must be \"folder\""),
+        ('type = "folder"', 'type = "camera"', "11: source.type = 'camera': must be one of \"folder\", \"scanner\""),
         ('pattern = "9[0-9]{11}"', 'pattern = "9["', "38: privacy.let_out.pattern = '9[': must be a regular "),
         ('name = "b"', 'name = "a"', "22: source.name = 'a': another source has this name"),
         ('path = "in-b"', 'path = "./in-a/"', "23: source.path = './in-a/': another source has this folder"),
@@ -399,6 +444,11 @@ def test_a_setting_in_the_wrong_section_shows_what_is_known_there(tmp_path):
         ('key_file = ""', 'key_file = "k.pem"', "47: mqtt.key_file = 'k.pem': needs cert_file too"),
         ('ca_file = ""', 'ca_file = "/none/ca.pem"', "45: mqtt.ca_file = '/none/ca.pem': missing, or not "),
         ('tls = true\nca_file = ""', 'tls = false\nca_file = "ca.pem"', "45: mqtt.ca_file = 'ca.pem': has no use "),
+        ('name = "c"', 'name = "b"', "63: source.name = 'b': another source has this name"),
+        ('feeder = "ADF Front"\ntrigger = "order"', 'feeder = "flatbed"', "61: source.trigger = 'feeder': cannot be "),
+        ('page_size = "210x148"', 'page_size = "a7"', "70: source.page_size = 'a7': must be \"a3\", \"a4\", \"a5\", "),
+        ('"--swcrop"', '"--batch=x"', "71: source.options = '--batch=x': must be options of the scanner as `scan"),
+        ('timeout_s = 30', 'timeout_s = 0', "72: source.timeout_s = 0: must be a number from 1 to 3600 (seconds)"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_shown_with_its_line_and_what_is_accepted(tmp_path, old, new, said):
@@ -484,7 +534,7 @@ def test_a_value_of_another_kind_is_refused_with_its_line(tmp_path_factory, sett
     lines[number - 1] = f"{name} = {value}"
     text = value == '"zz"'
     if text and name in ("device", "state_dir", "bundle", "name", "path", "pattern", "host", "username", "topic_prefix",
-                         "home_assistant_prefix"):  # fmt: skip
+                         "home_assistant_prefix", "feeder", "mode"):  # fmt: skip
         return
     path = tmp_path_factory.mktemp("kind") / "agent.toml"
     path.write_text("\n".join(lines))

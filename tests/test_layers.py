@@ -23,8 +23,10 @@ LAYERS = (
     ("lite.build", "lite.measure"),
     ("lite.commands",),
     ("models", "trial", "sources", "sources.inbox", "sources.tree", "sources.watch"),
-    ("mate", "sources.retention"),
+    ("sources.orders", "sources.scanimage"),
+    ("mate", "sources.retention", "sources.scan_options", "sources.spool"),
     ("reader", "sources.folder"),
+    ("sources.scanner",),
     ("outbox.schema", "outbox.disk", "outbox.rows", "mqtt.tls", "collect.tables"),
     ("outbox.salvage", "outbox.retention", "outbox.life", "mqtt.connection", "collect.stores", "collect.inbox"),
     ("outbox.database", "mqtt.link"),
@@ -37,6 +39,7 @@ LAYERS = (
     ("uplink.uplink",),
     ("uplink",),
     ("batch", "worker", "supervise", "report"),
+    ("scan",),
     ("service",),
     ("__main__",),
 )
@@ -163,7 +166,7 @@ def test_whole_agent_imports_without_a_runtime():
 def test_what_sees_pictures_has_no_network():
     # `unshare -n` proves it of a running worker (tests/system); this names the import that would break it.
     assert not {"paho", "ssl", "socket", "psycopg"} & loaded_by(
-        "import agent.worker, agent.sources.folder, agent.reader"
+        "import agent.worker, agent.sources.folder, agent.sources.scanner, agent.reader"
     )
 
 
@@ -190,6 +193,7 @@ def test_help_names_every_command():
             "collect",
             "status",
             "outbox",
+            "scan",
             "convert",
             "bench",
             "lite",
