@@ -29,6 +29,7 @@ _LAZY = {
     "uplink": ("agent.service", "uplink_command", "Run only the part that sends."),
     "collect": ("agent.service", "collect_command", "Store and confirm results at the centre."),
     "status": ("agent.service", "status_command", "Tell how the agent is."),
+    "check": ("agent.service", "check_command", "Look whether the agent can work here."),
     "scan": ("agent.service", "scan_command", "Have the agent scan pages."),
     "outbox": ("agent.service", "outbox_group", "Look at the results that wait here."),
     "convert": ("converters.__main__", "convert_command", "Convert PP-OCR models into a bundle."),

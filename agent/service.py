@@ -92,6 +92,22 @@ def status_command(path: Path, as_json: bool) -> int:
     return ExitCode.OK if told.ok else ExitCode.SOME_FAILED
 
 
+@click.command("check")
+@_config_option(CONFIG)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def check_command(path: Path, as_json: bool) -> int:
+    """Look whether the agent can work here: settings, sources, models, memory, scanners.
+
+    Nothing is changed and no paper is fed. As root it also looks with the eyes of the user whom the state belongs to.
+    Exit status: 0 it can, perhaps with warnings; 1 something fails; 78 the settings are wrong.
+    """
+    from agent import check
+
+    findings = check.make(path)
+    click.echo(check.to_json(findings) if as_json else "\n".join(check.lines(findings)))
+    return check.status(findings)
+
+
 @click.command("scan")
 @_config_option(CONFIG)
 @click.argument("name", default="")

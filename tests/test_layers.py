@@ -39,7 +39,7 @@ LAYERS = (
     ("uplink.uplink",),
     ("uplink",),
     ("batch", "worker", "supervise", "report"),
-    ("scan",),
+    ("check", "scan"),
     ("service",),
     ("__main__",),
 )
@@ -193,6 +193,7 @@ def test_help_names_every_command():
             "collect",
             "status",
             "outbox",
+            "check",
             "scan",
             "convert",
             "bench",

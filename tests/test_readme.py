@@ -26,6 +26,7 @@ COMMANDS = {
     "collect": service.collect_command,
     "status": service.status_command,
     "outbox": service.outbox_group,
+    "check": service.check_command,
     "scan": service.scan_command,
     "convert": convert_command,
     "lite": lite_group,
