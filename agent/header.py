@@ -11,25 +11,28 @@ import os
 import stat
 import struct
 from collections.abc import Callable
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 
+from agent import tiff
 from agent.errors import FrameError, InputError
+from agent.tiff import Directories, take
 
 MAX_SIDE = 65_500  # the largest side of a JPEG; longer ones in other formats are refused too
 MAX_PIXELS = 400_000_000  # A3 at 1200 dpi: 279 Mpx
 MAX_FILE_BYTES = 2 << 30
 MAX_PARTS = 4096  # segments, chunks or entries before the pixels; a photo with a large colour profile has hundreds
-MAX_STRIPS = 1 << 20  # looked at in all pages of a TIFF
 
 _TAIL_BYTES = 1 << 20
 _JPEG_END = b"\xff\xd9"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
-_KNOWN = "JPEG, PNG, TIFF, WebP and BMP can be read"
+T = TypeVar("T")
+
+_TIFF_HEADS = (b"II*\x00", b"MM\x00*")
+_KNOWN = "JPEG, PNG, TIFF, WebP, BMP and PDF can be read"
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -45,6 +48,7 @@ class Header(msgspec.Struct, frozen=True):
         orientation: EXIF's number, 1..8, of how the stored picture is to be turned; 1 is upright.
         beside_bytes: what OpenCV's decoder holds beside the decoded picture; measured (`test_image.py`).
         data_at: offset in bytes behind which the picture's data ends with its end marker (JPEG).
+        part: number of the directory from 0 that describes it (TIFF).
     """
 
     kind: str
@@ -56,6 +60,7 @@ class Header(msgspec.Struct, frozen=True):
     orientation: int = 1
     beside_bytes: int = 0
     data_at: int = 0
+    part: int = 0
 
 
 def read_header(path: Path) -> Header:
@@ -80,18 +85,57 @@ def parse_header(handle: BinaryIO, path: Path) -> Header:
         InputError: the file system fails.
         FrameError: empty, of an unknown type, truncated, or of an impossible size.
     """
+    return _parsed(path, lambda: _parser(_head(handle), path)(handle))
+
+
+def tiff_parts(handle: BinaryIO, path: Path, most: int) -> list[tuple[int, int]]:
+    """Return the pages of an open file: number of the TIFF's directory, and where it begins; none of other files.
+
+    Args:
+        handle: the file, anywhere in it.
+        path: its name, for messages.
+        most: one more than this is looked for.
+
+    Raises:
+        InputError: the file system fails.
+        FrameError: truncated.
+    """
+    return _parsed(path, lambda: tiff.pages(handle, most) if _head(handle)[:4] in _TIFF_HEADS else [])
+
+
+def parse_tiff_part(handle: BinaryIO, path: Path, part: tuple[int, int]) -> Header:
+    """Return the header of one page of an open TIFF.
+
+    Args:
+        handle: the file, anywhere in it.
+        path: its name, for messages.
+        part: of `tiff_parts`.
+
+    Raises:
+        InputError: the file system fails.
+        FrameError: truncated, or of an impossible size.
+    """
+    return _parsed(path, lambda: _tiff(handle, part))
+
+
+def _head(handle: BinaryIO) -> bytes:
+    handle.seek(0)
+    head = handle.read(12)
+    handle.seek(0)
+    return head
+
+
+def _parsed(path: Path, parse: Callable[[], T]) -> T:
+    """Return what a parser finds; a header is checked for its size."""
     try:
-        handle.seek(0)
-        head = handle.read(12)
-        parse = _parser(head, path)
-        handle.seek(0)
-        header = parse(handle)
+        found = parse()
     except (struct.error, ValueError, KeyError, OverflowError) as error:
         raise FrameError("truncated", f"{path}: truncated or damaged before its size is told") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    _check_size(path, header)
-    return header
+    if isinstance(found, Header):
+        _check_size(path, found)
+    return found
 
 
 def is_complete(handle: BinaryIO, header: Header) -> bool:
@@ -165,30 +209,23 @@ def _check_size(path: Path, header: Header) -> None:
         )
 
 
-def _take(handle: BinaryIO, count: int) -> bytes:
-    data = handle.read(count)
-    if len(data) != count:
-        raise ValueError("end of file")
-    return data
-
-
 def _png(handle: BinaryIO) -> Header:
     """Read the header chunk and those before the pixels (PNG, third edition, section 11)."""
-    data = _take(handle, 33)
+    data = take(handle, 33)
     if data[12:16] != b"IHDR":
         raise ValueError("no IHDR")
     width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
     channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[colour]
     alpha, orientation, beside = colour in (4, 6), 1, 0
     for _ in range(MAX_PARTS):
-        length, kind = struct.unpack(">I4s", _take(handle, 8))
+        length, kind = struct.unpack(">I4s", take(handle, 8))
         after = handle.tell() + length + 4
         if kind in (b"IDAT", b"IEND"):
             return Header("png", width, height, channels, bits, alpha, orientation, beside)
         if kind == b"tRNS":
             alpha = alpha or colour != 0  # OpenCV ignores a transparent grey
         elif kind == b"eXIf":
-            orientation = _orientation(_take(handle, min(length, 1 << 16)))
+            orientation = _orientation(take(handle, min(length, 1 << 16)))
         elif kind == b"acTL":
             beside = 10 * width * height  # frames are put together in colour
         handle.seek(after)
@@ -197,21 +234,21 @@ def _png(handle: BinaryIO) -> Header:
 
 def _jpeg(handle: BinaryIO) -> Header:
     """Walk the segments up to the first scan (ITU T.81, B.2)."""
-    _take(handle, 2)
+    take(handle, 2)
     frame, exif, progressive = None, None, False
     for _ in range(MAX_PARTS):
         marker = _next_marker(handle)
         if marker == 0x01 or 0xD0 <= marker <= 0xD7:
             continue
-        length = max(0, struct.unpack(">H", _take(handle, 2))[0] - 2)
+        length = max(0, struct.unpack(">H", take(handle, 2))[0] - 2)
         after = handle.tell() + length
-        if marker == 0xE1 and exif is None and _take(handle, min(6, length)) == b"Exif\0\0":
-            exif = _take(handle, length - 6)
+        if marker == 0xE1 and exif is None and take(handle, min(6, length)) == b"Exif\0\0":
+            exif = take(handle, length - 6)
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             frame, progressive = _jpeg_frame(handle), marker in (0xC2, 0xC6, 0xCA, 0xCE)
         elif marker == 0xDA and frame is not None:
             # A picture whose colours come one after the other is held as coefficients, like a progressive one.
-            held = frame.beside_bytes if progressive or _take(handle, 1)[0] < frame.channels else 0
+            held = frame.beside_bytes if progressive or take(handle, 1)[0] < frame.channels else 0
             turned = _orientation(exif or b"")
             return msgspec.structs.replace(frame, orientation=turned, beside_bytes=held, data_at=after)
         handle.seek(after)
@@ -220,8 +257,8 @@ def _jpeg(handle: BinaryIO) -> Header:
 
 def _jpeg_frame(handle: BinaryIO) -> Header:
     """Return a frame header, `beside_bytes` being its 16-bit coefficients (ITU T.81, B.2.2)."""
-    bits, height, width, channels = struct.unpack(">BHHB", _take(handle, 6))
-    sampling = [divmod(_take(handle, 3)[1], 16) for _ in range(channels)]
+    bits, height, width, channels = struct.unpack(">BHHB", take(handle, 6))
+    sampling = [divmod(take(handle, 3)[1], 16) for _ in range(channels)]
     if not sampling or min(min(pair) for pair in sampling) < 1:
         raise ValueError("sampling")
     full = max(h for h, _ in sampling) * max(v for _, v in sampling)
@@ -230,17 +267,17 @@ def _jpeg_frame(handle: BinaryIO) -> Header:
 
 
 def _next_marker(handle: BinaryIO) -> int:
-    if _take(handle, 1) != b"\xff":
+    if take(handle, 1) != b"\xff":
         raise ValueError("no marker")
     for _ in range(MAX_PARTS):  # fill bytes
-        (marker,) = _take(handle, 1)
+        (marker,) = take(handle, 1)
         if marker != 0xFF:
             return int(marker)
     raise ValueError("no marker")
 
 
 def _bmp(handle: BinaryIO) -> Header:
-    data = _take(handle, 30)
+    data = take(handle, 30)
     (size,) = struct.unpack_from("<I", data, 14)
     if size == 12:
         width, height, bits = *struct.unpack_from("<HH", data, 18), struct.unpack_from("<H", data, 24)[0]
@@ -251,7 +288,7 @@ def _bmp(handle: BinaryIO) -> Header:
 
 def _webp(handle: BinaryIO) -> Header:
     """Read the first chunk (WebP container specification; RFC 6386, 9.1; WebP lossless, 3)."""
-    data = _take(handle, 30)
+    data = take(handle, 30)
     chunk, size = data[12:16], handle.seek(0, os.SEEK_END)  # the file is read into memory
     if chunk == b"VP8X":
         width = 1 + int.from_bytes(data[24:27], "little")
@@ -283,51 +320,33 @@ def _webp_exif(handle: BinaryIO) -> bytes:
     return b""
 
 
-_WIDTH, _HEIGHT, _BITS, _COLOURS, _ORIENTATION = 256, 257, 258, 262, 274
-_SAMPLES, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA = 277, 278, 322, 323, 338
-_TIFF_SIZES = {1: "B", 3: "H", 4: "I"}
+def _tiff(handle: BinaryIO, part: tuple[int, int] | None = None) -> Header:
+    """Read a directory, the first by default (TIFF 6.0, sections 2, 8 and 15).
 
-
-def _tiff(handle: BinaryIO) -> Header:
-    """Read the first directory (TIFF 6.0, sections 2, 8 and 15)."""
-    tags = _directory(handle)
-    width, height = tags[_WIDTH], tags[_HEIGHT]
-    channels, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, 1)
-    block = tags.get(_TILE_WIDTH, width) * tags.get(_TILE_HEIGHT, min(height, tags.get(_STRIP_ROWS, height)))
-    alpha = channels == 4 and tags.get(_COLOURS) == 2 and tags.get(_EXTRA) in (1, 2)
+    Args:
+        handle: the file.
+        part: number of the directory, and where it begins.
+    """
+    tags = Directories(handle).tags(part and part[1])
+    width, height = tags[tiff.WIDTH], tags[tiff.HEIGHT]
+    channels, bits = tags.get(tiff.SAMPLES, 1), tags.get(tiff.BITS, 1)
+    rows = tags.get(tiff.TILE_HEIGHT, min(height, tags.get(tiff.STRIP_ROWS, height)))
+    block = tags.get(tiff.TILE_WIDTH, width) * rows
+    alpha = channels == 4 and tags.get(tiff.COLOURS) == 2 and tags.get(tiff.EXTRA) in (1, 2)
     # libtiff maps the file, and OpenCV takes a whole strip or tile as RGBA, or as it is when samples are deeper.
-    beside = handle.seek(0, os.SEEK_END) + block * (4 if bits <= 8 else max(4, channels * bits // 8))
-    turned = tags.get(_ORIENTATION, 1)
+    mapped = tiff.stored_bytes(handle, part[1]) if part else handle.seek(0, os.SEEK_END)
+    beside = mapped + block * (4 if bits <= 8 else max(4, channels * bits // 8))
+    turned = tags.get(tiff.ORIENTATION, 1)
     turned = turned if 1 <= turned <= 8 else 1
-    return Header("tiff", width, height, max(1, min(4, channels)), bits, alpha, turned, beside)
-
-
-def _directory(handle: BinaryIO) -> dict[int, int]:
-    """Return the entries of a TIFF's or an EXIF block's first directory that are one whole number, by tag."""
-    order = {b"II": "<", b"MM": ">"}[_take(handle, 2)]
-    handle.seek(4)
-    handle.seek(*struct.unpack(order + "I", _take(handle, 4)))
-    (count,) = struct.unpack(order + "H", _take(handle, 2))
-    tags: dict[int, int] = {}
-    for entry in [_take(handle, 12) for _ in range(min(count, MAX_PARTS))]:
-        tag, kind, items = struct.unpack_from(order + "HHI", entry)
-        if kind not in _TIFF_SIZES:
-            continue
-        form = order + _TIFF_SIZES[kind]
-        value = entry[8:]
-        if items * struct.calcsize(form) > 4:  # a list, elsewhere in the file
-            if tag != _BITS:
-                continue
-            handle.seek(*struct.unpack(order + "I", value))
-            value = _take(handle, struct.calcsize(form))
-        (tags[tag],) = struct.unpack_from(form, value)
-    return tags
+    return Header(
+        *("tiff", width, height, max(1, min(4, channels)), bits, alpha, turned, beside), part=part[0] if part else 0
+    )
 
 
 def _orientation(exif: bytes) -> int:
     """Return the orientation in an EXIF block, 1..8; 1 when it tells none."""
     try:
-        found = _directory(io.BytesIO(exif)).get(_ORIENTATION, 1)
+        found = Directories(io.BytesIO(exif)).tags().get(tiff.ORIENTATION, 1)
     except (struct.error, ValueError, KeyError):
         return 1  # EXIF is often damaged by programs that do not know it; the picture is not
     return found if 1 <= found <= 8 else 1
@@ -354,56 +373,23 @@ def _jpeg_ends(handle: BinaryIO, header: Header, size: int) -> bool:
 
 def _webp_ends(handle: BinaryIO, header: Header, size: int) -> bool:
     handle.seek(4)
-    return 8 + int(struct.unpack("<I", _take(handle, 4))[0]) <= size
+    return 8 + int(struct.unpack("<I", take(handle, 4))[0]) <= size
 
 
 def _bmp_ends(handle: BinaryIO, header: Header, size: int) -> bool:
     """Reckon where the rows end; the file's own number, which many writers leave wrong, tells for run lengths only."""
     handle.seek(0)
-    data = _take(handle, 30)
+    data = take(handle, 30)
     told, at, core = (struct.unpack_from("<I", data, offset)[0] for offset in (2, 10, 14))
     (bits,) = struct.unpack_from("<H", data, 24 if core == 12 else 28)
-    packing = 0 if core == 12 else struct.unpack("<I", _take(handle, 4))[0]
+    packing = 0 if core == 12 else struct.unpack("<I", take(handle, 4))[0]
     if packing in (0, 3, 6):  # plain rows of whole 32-bit words, with colour masks or without
         told = at + (header.width * bits + 31) // 32 * 4 * header.height
     return bool(told <= size)
 
 
-_PARTS = {273: 279, 324: 325}  # where strips and tiles begin: how long they are
-_PART_TAGS = {*_PARTS, *_PARTS.values()}
-
-
 def _tiff_ends(handle: BinaryIO, header: Header, size: int) -> bool:
-    """Follow the chain of directories, one a page."""
-    handle.seek(0)
-    order = {b"II": "<", b"MM": ">"}[_take(handle, 2)]
-    handle.seek(4)
-    (at,) = struct.unpack(order + "I", _take(handle, 4))
-    seen, left = set[int](), MAX_STRIPS
-    while at and at not in seen and len(seen) < MAX_PARTS and left > 0:
-        seen.add(at)
-        handle.seek(at)
-        (count,) = struct.unpack(order + "H", _take(handle, 2))
-        entries = [struct.unpack(order + "HHI4s", _take(handle, 12)) for _ in range(min(count, MAX_PARTS))]
-        handle.seek(at + 2 + 12 * count)
-        (at,) = struct.unpack(order + "I", _take(handle, 4))
-        lists = {entry[0]: _numbers(handle, order, entry) for entry in entries if entry[0] in _PART_TAGS}
-        left -= sum(map(len, lists.values()))
-        for starts, lengths in _PARTS.items():
-            parts = zip_longest(lists.get(starts, ()), lists.get(lengths, ()), fillvalue=0)
-            if any(start + length > size for start, length in parts):
-                return False
-    return bool(seen)
-
-
-def _numbers(handle: BinaryIO, order: str, entry: tuple[Any, ...]) -> tuple[int, ...]:
-    """Return the whole numbers of a TIFF entry (tag, kind, items, value), in place or elsewhere in the file."""
-    _, kind, items, value = entry
-    form = f"{order}{min(items, MAX_STRIPS)}{_TIFF_SIZES[kind]}"
-    if struct.calcsize(form) > 4:
-        handle.seek(*struct.unpack(order + "I", value))
-        value = _take(handle, struct.calcsize(form))
-    return struct.unpack_from(form, value)
+    return tiff.ends_within(handle, size)
 
 
 _ENDS: dict[str, Callable[[BinaryIO, Header, int], bool]] = {
@@ -417,8 +403,7 @@ _ENDS: dict[str, Callable[[BinaryIO, Header, int], bool]] = {
 _FORMATS: tuple[tuple[bytes, Callable[[BinaryIO], Header]], ...] = (
     (b"\x89PNG\r\n\x1a\n", _png),
     (b"\xff\xd8\xff", _jpeg),
-    (b"II*\x00", _tiff),
-    (b"MM\x00*", _tiff),
+    *((head, _tiff) for head in _TIFF_HEADS),
     (b"RIFF", _webp),
     (b"BM", _bmp),
 )

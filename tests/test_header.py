@@ -203,7 +203,7 @@ def test_what_is_no_picture_is_refused(data):
 
 
 def test_refusal_of_a_type_names_the_readable_ones():
-    with pytest.raises(FrameError, match="JPEG, PNG, TIFF, WebP and BMP can be read"):
+    with pytest.raises(FrameError, match="JPEG, PNG, TIFF, WebP, BMP and PDF can be read"):
         parse(b"GIF89a" + bytes(100))
 
 
