@@ -79,20 +79,34 @@ def load_frame(path: Path, source: str, budget: Budget) -> Frame:
     """
     with open_regular(path) as handle:
         header = parse_header(handle, path)
-        way = _choose(header, path, budget)
         try:
-            _check_complete(handle, header, path)
-            pixels = _decode(handle, way, header, path)
-            pixels = _reduce(_as_bytes(pixels), budget.frame_bytes)
+            pixels = decode(handle, header, path, budget)
             key, taken_at = sha256_of_open(handle), os.fstat(handle.fileno()).st_mtime
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from error
+    return Frame(key, source, pixels, *upright_size(header), taken_at=taken_at)
+
+
+def decode(handle: BinaryIO, header: Header, path: Path, budget: Budget) -> Pixels:
+    """Return an open picture's pixels as `load_frame` does, read-only.
+
+    Raises:
+        FrameError: they cannot be read, or not within the budget.
+        OSError: the file system fails.
+    """
+    way = _choose(header, path, budget)
+    _check_complete(handle, header, path)
+    pixels = _reduce(_as_bytes(_decode(handle, way, header, path)), budget.frame_bytes)
     for turn in _turns(header):
         pixels = turn(pixels)
     pixels.flags.writeable = False
+    return pixels
+
+
+def upright_size(header: Header) -> tuple[int, int]:
+    """Return width and height of a picture in its own pixels, turned as its orientation says."""
     sideways = header.orientation >= 5
-    full = (header.height, header.width) if sideways else (header.width, header.height)
-    return Frame(key, source, pixels, *full, taken_at=taken_at)
+    return (header.height, header.width) if sideways else (header.width, header.height)
 
 
 def _turns(header: Header) -> tuple[Callable[[Pixels], Pixels], ...]:
@@ -166,9 +180,9 @@ def _imread(name: str, way: _Way, header: Header) -> Pixels | None:
     header it leaves such an array as it is and says nothing, so the array starts with random bytes.
     """
     flags = way.flags if way.flags == cv2.IMREAD_UNCHANGED else way.flags | cv2.IMREAD_IGNORE_ORIENTATION
-    if header.kind == "tiff" and header.orientation >= 5:
-        # `imread` refuses these (4.11: "Internal imread issue").
-        read, pages = cv2.imreadmulti(name, start=0, count=1, flags=flags)
+    if header.kind == "tiff" and (header.part or header.orientation >= 5):
+        # `imread` takes the first page only, and refuses these orientations (4.11: "Internal imread issue").
+        read, pages = cv2.imreadmulti(name, start=header.part, count=1, flags=flags)
         return pages[0] if read else None
     if way.shape is None or way.bytes < 64:
         return cv2.imread(name, flags)

@@ -92,5 +92,17 @@ class ScannerConfig(Strict, frozen=True, tag_field="type", tag="scanner"):
     keep_mb: Megabytes = 2048
 
 
+class DocumentsConfig(Strict, frozen=True):
+    """How files of several pages are read: PDF and TIFF.
+
+    Attributes:
+        max_pages: a document with more is refused.
+        pdf_dpi: resolution at which a page of a PDF is drawn that is no scan.
+    """
+
+    max_pages: Annotated[int, Meta(ge=1, le=4096)] = 200
+    pdf_dpi: Annotated[float, Meta(ge=72.0, le=600.0)] = 200.0
+
+
 SourceConfig = FolderConfig | ScannerConfig
 """Every kind of source, told apart by `type`; without it a source is a folder."""

@@ -12,19 +12,21 @@ import pytest
 from tests.command import EDGE_OCR, ROOT, run, run_python
 
 LAYERS = (
-    ("errors", "clock", "lite"),
-    ("page", "protocol", "strict"),
+    ("errors", "clock", "lite", "documents"),
+    ("page", "protocol", "strict", "tiff", "documents.pdfium"),
+    ("documents.press",),
     ("setting_types",),
     ("source_config",),
     ("config",),
     ("bundle", "header", "memory", "health", "mask", "lite.elf", "lite.nb", "lite.place", "lite.processor", "cgroup"),
-    ("lite.binding", "lite.library", "ceiling"),
+    ("lite.binding", "lite.library", "ceiling", "documents.pdf"),
     ("image", "detect", "orient", "recognize", "engines"),
     ("lite.build", "lite.measure"),
     ("lite.commands",),
+    ("documents.document",),
     ("models", "trial", "sources", "sources.inbox", "sources.tree", "sources.watch"),
     ("sources.orders", "sources.scanimage"),
-    ("mate", "sources.retention", "sources.scan_options", "sources.spool"),
+    ("mate", "sources.pages", "sources.retention", "sources.scan_options", "sources.spool"),
     ("reader", "sources.folder"),
     ("sources.scanner",),
     ("outbox.schema", "outbox.disk", "outbox.rows", "mqtt.tls", "collect.tables"),
@@ -53,6 +55,7 @@ ONLY_IN = {
     "click": {"__main__", "service", "lite.commands"},
     "inotify_simple": {"sources.watch"},
     "tomli": set(),
+    "pypdfium2": set(),  # PDFium by ctypes, in a process of its own
     "paddle": {"engines"},
     "paddlelite": {"engines"},
     "onnxruntime": {"engines"},

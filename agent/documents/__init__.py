@@ -1,0 +1,1 @@
+"""Documents: files of several pages, taken one page at a time."""

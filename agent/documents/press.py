@@ -1,0 +1,379 @@
+"""The process that takes one page out of a PDF, started by `agent.documents.pdf`.
+
+It opens files that were made to harm, with a large library. So it has limits for its memory and its time, lives for one
+page, and ends with the process that asked. It imports what it needs and no more, to start in 30 ms.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import mmap
+import os
+import re
+import resource
+import signal
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from agent.documents import pdfium as api
+
+MAX_SIDE_PT = 7200.0  # 2.5 m; a page that is one picture is measured by its pixels
+MAX_SIDE_PX = 65_500
+MAX_PIXELS = 400_000_000
+MAX_OBJECTS = 100_000
+LOOKED_INTO = 2000  # objects inside of others
+JUNK = 50  # lines and areas over a scan that are no drawing of its own
+
+MAX_DEPTH = 8  # of objects in objects
+
+MAX_LAYERS = 8
+LONG_BYTES = 16 << 10  # packed, that can become BOMB_BYTES
+BOMB_BYTES = 16 << 20
+BOMB_RATIO = 200
+_PIECE = 1 << 20
+_BEFORE = 4096  # of a stream, where its dictionary is
+_STREAM = re.compile(rb"(?<!end)stream\r?\n")
+_SIZE = re.compile(rb"/(Width|Height)\s+(\d{1,12})\b(?!\s+\d+\s+R)")
+_BENT = re.compile(rb"/(Decode|SMask|Mask|ImageMask)(?![A-Za-z])")
+
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+class Refusal(Exception):
+    """The document or page cannot be read: one stable word, and why."""
+
+    def __init__(self, reason: str, why: str) -> None:
+        super().__init__(why)
+        self.reason = reason
+
+
+class Order(NamedTuple):
+    """What is asked for.
+
+    Attributes:
+        library: file of PDFium.
+        source: descriptor of the document.
+        target: descriptor of a memory file for the page.
+        memory: bytes that may be mapped.
+        seconds: of processor time.
+        page: number from 0; -1 asks how many there are.
+        most: pages of a document, at most.
+        dpi: resolution of pages that are no scans.
+        frame: bytes of the page, at most.
+        raw: whether a JPEG may be handed over as it is.
+    """
+
+    library: str
+    source: int
+    target: int
+    memory: int
+    seconds: int
+    page: int
+    most: int = 0
+    dpi: float = 200.0
+    frame: int = 0
+    raw: bool = False
+
+
+def main() -> None:
+    """Carry out the order in the first argument; the answer is one line of JSON."""
+    order = Order(**json.loads(sys.argv[1]))
+    _limit(order)
+    try:
+        answer = _count(order) if order.page < 0 else _take(order)
+    except Refusal as refusal:
+        answer = {"reason": refusal.reason, "why": str(refusal)}
+    except MemoryError:
+        answer = {"reason": "memory", "why": ""}
+    os.write(1, json.dumps(answer).encode())
+    os._exit(0)  # without PDFium's own end, which takes time and may fail
+
+
+def _limit(order: Order) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_AS, (order.memory, order.memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (order.seconds, order.seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _count(order: Order) -> dict[str, Any]:
+    """Return how many pages there are, and whether samples of all JPEGs mean what they say."""
+    portfolio, plain = _search(order.source)
+    pdfium = api.load(order.library)
+    document = _open(pdfium, order)
+    pages = pdfium.FPDF_GetPageCount(document)
+    attached = pdfium.FPDFDoc_GetAttachmentCount(document)
+    if pages < 1 or (portfolio and attached > 0):
+        what = "only files attached to it" if attached > 0 else "no pages"
+        raise Refusal("attachments" if attached > 0 else "pages", f"has {what}")
+    if pdfium.FPDF_GetFormType(document) == api.XFA:
+        raise Refusal("xfa", "an XFA form, which only its maker's program can show; print it to a PDF")
+    if pages > order.most:
+        raise Refusal("pages", f"has {pages} pages; the limit is {order.most}: raise documents.max_pages")
+    return {"pages": pages, "plain": plain}
+
+
+def _open(pdfium: Any, order: Order) -> int:
+    document = pdfium.FPDF_LoadDocument(f"/proc/self/fd/{order.source}".encode(), None)
+    if document:
+        return int(document)
+    if pdfium.FPDF_GetLastError() in (api.PASSWORD, api.SECURITY):
+        raise Refusal("encrypted", "encrypted; save it without a password")
+    raise Refusal("damaged", "damaged: no PDF can be made out of it")
+
+
+# ------------------------------------------------------------------------------------------------ before PDFium
+
+
+def _search(source: int) -> tuple[bool, bool]:
+    """Look through a file for what PDFium must not meet, and what it does not tell.
+
+    Returns:
+        Whether it is a portfolio of files; whether no image has masks or its own meaning of samples.
+
+    Raises:
+        Refusal: a stream grows beyond all measure.
+    """
+    portfolio, plain, at = False, True, 0
+    overlap = b""
+    while piece := os.pread(source, _PIECE, at):
+        window = overlap + piece
+        start = at - len(overlap)
+        portfolio = portfolio or b"/Collection" in window
+        plain = plain and not _BENT.search(window)
+        for found in _STREAM.finditer(window):
+            if start + found.end() > at:  # else it was seen with the piece before
+                _weigh(source, start + found.end(), window[max(0, found.start() - _BEFORE) : found.start()])
+        at += len(piece)
+        overlap = window[-_BEFORE:]
+    return portfolio, plain
+
+
+def _weigh(source: int, at: int, before: bytes) -> None:
+    """Refuse a stream that is a bomb. PDFium would unpack a gigabyte of it; its images it takes row by row."""
+    about = before[before.rfind(b" obj") + 1 :]
+    size = {name: int(number) for name, number in _SIZE.findall(about)}
+    width, height = size.get(b"Width", 0), size.get(b"Height", 0)
+    _check_size(width, height)
+    if b"/EmbeddedFile" not in about and _is_bomb(source, at, is_image=width * height > 0):
+        raise Refusal("huge", f"a stream in it unpacks to more than {BOMB_BYTES >> 20} MB")
+
+
+def _check_size(width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE_PX or width * height > MAX_PIXELS:
+        limit = f"{MAX_SIDE_PX} a side and {MAX_PIXELS // 10**6} Mpx"
+        raise Refusal("huge", f"an image of {width}x{height} pixels; the limit is {limit}")
+
+
+def _starts_packed(data: bytes) -> bool:
+    """Return whether data begin as zlib's do (RFC 1950, 2.2)."""
+    return len(data) > 2 and data[0] & 0x0F == 8 and data[0] >> 4 <= 7 and (data[0] << 8 | data[1]) % 31 == 0
+
+
+class _Layer:
+    """One packing of a stream; what comes out of it may be packed again."""
+
+    def __init__(self, depth: int = 0) -> None:
+        self._zlib = zlib.decompressobj()
+        self._depth = depth
+        self.bytes = 0
+        self.inner: _Layer | None = None
+
+    @property
+    def most(self) -> int:
+        """Bytes of the largest layer."""
+        return max(self.bytes, self.inner.most if self.inner else 0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream ends here."""
+        return self._zlib.eof
+
+    def feed(self, data: bytes, limit: int) -> None:
+        """Unpack, until that is more than a limit.
+
+        Raises:
+            zlib.error: it is not packed.
+        """
+        while data and not self._zlib.eof and self.most < limit:
+            out = self._zlib.decompress(data, 1 << 16)
+            data = self._zlib.unconsumed_tail
+            if not self.bytes and self._depth < MAX_LAYERS and _starts_packed(out):
+                self.inner = _Layer(self._depth + 1)
+            self.bytes += len(out)
+            if self.inner is not None:
+                try:
+                    self.inner.feed(out, limit)
+                except zlib.error:
+                    self.inner = None
+
+
+def _is_bomb(source: int, at: int, *, is_image: bool) -> bool:
+    """Return whether a stream unpacks to `BOMB_BYTES`, and grows all the way there as nothing else does."""
+    data, taken, layer = os.pread(source, LONG_BYTES, at), 0, _Layer()
+    if not _starts_packed(data):
+        return False
+    try:
+        layer.feed(data[:512], 1 << 16)
+        is_nested = layer.inner is not None and layer.inner.bytes > 64
+        if is_image or (not is_nested and b"endstream" in data):  # too short to become large
+            return is_image and is_nested
+        layer = _Layer()
+        while data and not layer.ended and layer.most >= BOMB_RATIO * taken:
+            taken += len(data)
+            layer.feed(data, BOMB_BYTES)
+            if layer.most >= BOMB_BYTES:
+                return True
+            data = os.pread(source, LONG_BYTES, at + taken)
+    except zlib.error:
+        pass
+    return False
+
+
+# ------------------------------------------------------------------------------------------------ a page
+
+
+def _take(order: Order) -> dict[str, Any]:
+    """Put a page into the memory file: the JPEG that it is, or its pixels."""
+    pdfium = api.load(order.library)
+    document = _open(pdfium, order)
+    page = pdfium.FPDF_LoadPage(document, order.page)
+    if not page:
+        raise Refusal("damaged", "damaged: this page cannot be found, or nothing can be made out of it")
+    look = _Look(pdfium, page)
+    if order.raw and look.is_one_jpeg():
+        return look.jpeg(order)
+    return _draw(pdfium, page, look, order)
+
+
+class _Look:
+    """What is on a page."""
+
+    def __init__(self, pdfium: Any, page: int) -> None:
+        self._pdfium, self._page = pdfium, page
+        box = api.Rectangle()
+        pdfium.FPDF_GetPageBoundingBox(page, ctypes.byref(box))
+        self.left, self.bottom = min(box.left, box.right), min(box.bottom, box.top)
+        self.wide, self.high = abs(box.right - box.left), abs(box.top - box.bottom)
+        if not 0 < self.wide * self.high < math.inf:
+            raise Refusal("damaged", "damaged: this page has no size")
+        self.turns: int = pdfium.FPDFPage_GetRotation(page)
+        self.pictures: list[api.Picture] = []
+        self.texts = self.drawings = 0
+        self._left = LOOKED_INTO
+        count = pdfium.FPDFPage_CountObjects(page)
+        if count > MAX_OBJECTS:
+            raise Refusal("huge", f"this page has {count} parts; the limit is {MAX_OBJECTS}")
+        for number in range(count):
+            thing = pdfium.FPDFPage_GetObject(page, number)
+            self._see(thing, thing, 0)
+        self.notes = self._notes()
+
+    def _see(self, thing: int, outer: int, depth: int) -> None:
+        kind = self._pdfium.FPDFPageObj_GetType(thing)
+        if kind == api.IMAGE:
+            picture = api.Picture(self._pdfium, self._page, thing, outer)
+            _check_size(picture.width, picture.height)
+            if min(picture.width, picture.height) > 0 and math.isfinite(picture.wide * picture.high):
+                self.pictures.append(picture)
+        elif kind == api.TEXT:
+            self.texts += self._pdfium.FPDFTextObj_GetTextRenderMode(thing) != api.INVISIBLE
+        elif kind == api.FORM and depth < MAX_DEPTH:
+            for number in range(min(self._left, max(0, self._pdfium.FPDFFormObj_CountObjects(thing)))):
+                self._left -= 1
+                self._see(self._pdfium.FPDFFormObj_GetObject(thing, number), outer, depth + 1)
+        else:
+            self.drawings += 1
+
+    def _notes(self) -> int:
+        """Return how many annotations can be seen."""
+        count = min(LOOKED_INTO, self._pdfium.FPDFPage_GetAnnotCount(self._page))
+        notes = (self._pdfium.FPDFPage_GetAnnot(self._page, number) for number in range(count))
+        return sum(self._pdfium.FPDFAnnot_GetSubtype(note) not in (api.LINK, api.POPUP) for note in notes if note)
+
+    def is_one_jpeg(self) -> bool:
+        """Return whether the page is a JPEG and nothing else that is seen."""
+        if len(self.pictures) != 1 or self.texts or self.drawings or self.notes:
+            return False
+        picture = self.pictures[0]
+        return self._is_filled_by(picture) and not picture.nested and picture.is_upright() and picture.is_jpeg()
+
+    def _is_filled_by(self, picture: api.Picture) -> bool:
+        near = (picture.left - self.left, picture.bottom - self.bottom)
+        far = (self.left + self.wide - picture.right, self.bottom + self.high - picture.top)
+        return max(map(abs, (*near, *far))) <= 0.01 * max(self.wide, self.high)
+
+    def _share_of(self, picture: api.Picture) -> float:
+        """Return which part of the page a picture covers."""
+        wide = min(picture.right, self.left + self.wide) - max(picture.left, self.left)
+        high = min(picture.top, self.bottom + self.high) - max(picture.bottom, self.bottom)
+        return max(0.0, wide) * max(0.0, high) / (self.wide * self.high)
+
+    def jpeg(self, order: Order) -> dict[str, Any]:
+        """Hand the page's JPEG over, with the quarter turns clockwise that it is shown with."""
+        size = self.pictures[0].raw_bytes()
+        with _mapped(order.target, size) as memory:
+            self.pictures[0].copy_raw(ctypes.byref(ctypes.c_char.from_buffer(memory)), size)
+            return {"jpeg": size, "turns": self.turns}
+
+    def size_px(self, dpi: float) -> tuple[int, int, bool]:
+        """Return the page's own size in pixels, as it is shown, and whether grey is enough for it.
+
+        A scan is as large as its picture: where that is the whole page, to the pixel. Pages with text or drawings have
+        at least the resolution asked for.
+        """
+        scans = [picture for picture in self.pictures if self._share_of(picture) > 0.005]
+        is_scan = sum(map(self._share_of, scans)) > 0.8
+        plain = is_scan and not self.texts and not self.notes and self.drawings <= JUNK
+        grey = plain and all(p.bits in (1, 8) and p.is_grey() for p in self.pictures)
+        if plain and len(scans) == 1 and self._is_filled_by(scans[0]):
+            across, down = scans[0].width, scans[0].height
+            across, down = (down, across) if scans[0].is_turned() else (across, down)
+        else:
+            finest = max((p.finest() for p in scans), default=0.0) if is_scan else 0.0
+            if not is_scan and max(self.wide, self.high) > MAX_SIDE_PT:
+                size = f"{self.wide / 72:.0f}x{self.high / 72:.0f} inches"
+                raise Refusal("huge", f"a page of {size}; the limit is {MAX_SIDE_PT / 72:.0f} inches a side")
+            scale = finest if plain else max(finest, dpi / 72)
+            across, down = max(1, round(self.wide * scale)), max(1, round(self.high * scale))
+        _check_size(across, down)
+        return (down, across, grey) if self.turns % 2 else (across, down, grey)
+
+
+def _draw(pdfium: Any, page: int, look: _Look, order: Order) -> dict[str, Any]:
+    """Draw a page, in grey where colour would not fit, and smaller where grey would not either."""
+    width, height, grey = look.size_px(order.dpi)
+    grey = grey or 3 * width * height > order.frame
+    channels = 1 if grey else 3
+    shrink = math.sqrt(min(1.0, order.frame / (channels * width * height)))
+    across, down = max(1, int(width * shrink)), max(1, int(height * shrink))
+    size = channels * across * down
+    with _mapped(order.target, size) as memory:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        form = api.GREY if grey else api.BGR
+        bitmap = pdfium.FPDFBitmap_CreateEx(across, down, form, start, channels * across)
+        if not bitmap:
+            raise MemoryError
+        pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, across, down, 0xFFFFFFFF)
+        pdfium.FPDF_RenderPageBitmap(bitmap, page, 0, 0, across, down, 0, api.DRAW_ANNOTATIONS)
+    shape = [down, across] if grey else [down, across, 3]
+    return {"shape": shape, "width": width, "height": height}
+
+
+@contextmanager
+def _mapped(target: int, size: int) -> Iterator[mmap.mmap]:
+    """Give a memory file of a size; it is unmapped with the process, as PDFium still looks at it."""
+    os.ftruncate(target, max(1, size))
+    try:
+        yield mmap.mmap(target, max(1, size))
+    except OSError:
+        raise MemoryError from None
+
+
+if __name__ == "__main__":
+    main()

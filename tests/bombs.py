@@ -1,0 +1,114 @@
+"""Small files that unpack to gigabytes, or claim to."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from tests import bad_inputs as bad
+from tests import pdf_files as pdf
+
+_BLOCK = 10 << 20
+
+
+def _press() -> zlib._Compress:
+    return zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+
+
+def blanks(blocks: int, first: bytes = b"") -> bytes:
+    """Return zlib's packing of some bytes and then of so many times 10 MB of spaces, but for its checksum.
+
+    A fully flushed block refers to nothing before it, so one block stands for all of them.
+    """
+    press, start = _press(), _press()
+    block = press.compress(b" " * _BLOCK) + press.flush(zlib.Z_FULL_FLUSH)
+    head = start.compress(first) + start.flush(zlib.Z_FULL_FLUSH)
+    return b"\x78\xda" + head + block * blocks + b"\x03\x00" + bytes(4)
+
+
+def ztxt() -> bytes:
+    """Return a good PNG with a gigabyte of packed text before its pixels."""
+    text = bad.png_chunk(b"zTXt", b"Comment\0\0" + blanks(103))
+    data = bad.png_chunk(b"IDAT", zlib.compress(bytes(100 * 101)))
+    return bad.png_header(100, 100) + text + data + bad.png_chunk(b"IEND", b"")
+
+
+def tiff(width: int, height: int, rows: int, data: bytes, strips: int = 1) -> bytes:
+    """Return a grey TIFF of packed strips, all of them the same data."""
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1)]
+    after = 8 + len(data)
+    lists = struct.pack(f"<{strips}I", *[8] * strips) + struct.pack(f"<{strips}I", *[len(data)] * strips)
+    at = (after, after + 4 * strips) if strips > 1 else (8, len(data))
+    entries += [(273, 4, strips, at[0]), (278, 4, 1, rows), (279, 4, strips, at[1])]
+    body = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    directory = struct.pack("<H", len(entries)) + body + bytes(4)
+    return b"II*\0" + struct.pack("<I", after + len(lists)) + data + lists + directory
+
+
+def _content(data: bytes, packing: bytes) -> bytes:
+    return pdf.document((pdf.stream(data, b"/Filter" + packing),))
+
+
+def _nested() -> bytes:
+    inner = zlib.compress(zlib.compress(blanks(1024), 9), 9)
+    return _content(inner, b"[/FlateDecode/FlateDecode/FlateDecode]")
+
+
+def _object_stream() -> bytes:
+    pages = b"<</Type/Pages/Kids[4 0 R]/Count 1>>"
+    packed = pdf.stream(blanks(103), b"/Type/ObjStm/N 1000/First 10000/Filter/FlateDecode")
+    return pdf.pdf([b"<</Type/Catalog/Pages 2 0 R>>", pages, packed])
+
+
+def _image(width: int, height: int, data: bytes, packing: bytes = b"/FlateDecode") -> bytes:
+    about = b"/Type/XObject/Subtype/Image/Width %d/Height %d/BitsPerComponent 8/ColorSpace/DeviceRGB/Filter"
+    return pdf.whole(pdf.stream(data, about % (width, height) + packing))
+
+
+def _pages(count: int) -> bytes:
+    kids = b" ".join(b"%d 0 R" % (3 + number) for number in range(count))
+    page = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 100 100]>>"
+    tree = b"<</Type/Pages/Kids[%s]/Count %d>>" % (kids, count)
+    return pdf.pdf([b"<</Type/Catalog/Pages 2 0 R>>", tree, *[page] * count])
+
+
+def _laughs() -> bytes:
+    """Return a page that draws a form ten times, which draws one ten times, and so on."""
+    form = b"/Type/XObject/Subtype/Form/BBox[0 0 100 100]/Resources<</XObject<</F %d 0 R>>>>"
+    forms = [pdf.stream(b"/F Do " * 10, form % (6 + number)) for number in range(12)]
+    return pdf.document((pdf.stream(b"/O0 Do"), *forms, pdf.stream(b"0 0 m 9 9 l S", form % 3)))
+
+
+BOMBS: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
+    "png-text.png": (ztxt, ()),
+    "tiff-size.tif": (lambda: tiff(50_000, 50_000, 50_000, blanks(1)), ("huge",)),
+    "tiff-strip.tif": (lambda: tiff(100, 100, 100, blanks(103)), ()),
+    "tiff-strips.tif": (lambda: tiff(60_000, 6000, 1, zlib.compress(bytes(60_000)), 1 << 20), ("memory",)),
+    "content.pdf": (lambda: _content(blanks(103), b"/FlateDecode"), ("huge",)),
+    "nested.pdf": (_nested, ("huge",)),
+    "objects.pdf": (_object_stream, ("huge",)),
+    "image-size.pdf": (lambda: _image(50_000, 50_000, blanks(1)), ("huge",)),
+    "image-nested.pdf": (
+        lambda: _image(100, 100, zlib.compress(blanks(103)), b"[/FlateDecode/FlateDecode]"),
+        ("huge",),
+    ),
+    "page-size.pdf": (
+        lambda: pdf.document((pdf.stream(b""),), about=[b"/MediaBox[0 0 14400 14400]"]),
+        ("huge",),
+    ),
+    "pages.pdf": (lambda: _pages(10_000), ("pages",)),
+    "hidden.pdf": (lambda: _content(blanks(103, os.urandom(200_000)), b"/FlateDecode"), ("memory",)),
+    "laughs.pdf": (_laughs, ("memory", "slow")),
+}
+"""Each file, and the reasons it may be refused with; none where what it hides is passed over, and the rest is read."""
+
+
+def write_all(folder: Path) -> list[Path]:
+    """Write every bomb, the PNG of 50,000 x 50,000 pixels too."""
+    bad.bomb(folder / "png-size.png")
+    for name, (make, _) in BOMBS.items():
+        (folder / name).write_bytes(make())
+    return sorted(path for path in folder.iterdir())
