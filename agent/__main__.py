@@ -79,7 +79,7 @@ def read(
     threads: int,
     engine: str,
 ) -> int:
-    """Read the text of pictures: files, or every picture below a folder.
+    """Read the text of pictures and documents (PDF, TIFF): files, or all below a folder.
 
     Results are written as they come. A file that cannot be read gives one line on standard error and does not stop
     the others. Exit status: 0 all read, 1 some not read, 65 or 66 none read.
@@ -127,13 +127,14 @@ def _default_bundle() -> Path:
 
 def _stream(results: Iterator[tuple[PageResult, ExitCode]], form: str, count: int) -> int:
     """Write results as they come and return the exit status of all together."""
-    codes = []
+    codes, done = [], 0
     bar = _Bar(count)
     for page, code in results:
         codes.append(code)
+        done += page.page == page.pages  # the last one of a document, or a picture
         bar.clear()
         _write(page, form, several=count > 1)
-        bar.show(len(codes))
+        bar.show(done)
     bar.clear()
     failed = [code for code in codes if code is not ExitCode.OK]
     if not failed:
@@ -149,7 +150,9 @@ def _write(page: PageResult, form: str, *, several: bool) -> None:
     if form == "json":
         click.echo(to_json(page))
     elif page.error is None:
-        heading = [f"==> {page.image} <=="] if several else []
+        which = f", page {page.page} of {page.pages}" if page.pages else ""
+        several = several or page.pages > 1
+        heading = [f"==> {page.image}{which} <=="] if several else []
         click.echo("\n".join([*heading, *(line.text for line in page.lines), *([""] if several else [])]))
     sys.stdout.flush()
 
@@ -164,7 +167,7 @@ class _Bar:
     def show(self, done: int) -> None:
         if self.shown:
             full = 30 * done // self.count
-            click.echo(f"[{'#' * full}{'.' * (30 - full)}] {done}/{self.count} pages", err=True, nl=False)
+            click.echo(f"[{'#' * full}{'.' * (30 - full)}] {done}/{self.count} files", err=True, nl=False)
 
     def clear(self) -> None:
         if self.shown:

@@ -8,15 +8,19 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
+from agent.documents.document import Document, load_page, look_into
 from agent.errors import AgentError, ExitCode, FrameError, InputError
 from agent.header import printable
 from agent.image import load_frame, write_overlay
-from agent.page import PageResult
+from agent.page import Frame, PageResult
 from agent.reader import Reader
+from agent.source_config import DocumentsConfig
 
 _log = logging.getLogger(__name__)
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"))
+SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".pdf"))
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
@@ -43,27 +47,63 @@ def _pictures_below(path: Path) -> Iterator[Path]:
 
 
 def read_files(reader: Reader, files: Sequence[Path], overlay: Path | None) -> Iterator[tuple[PageResult, ExitCode]]:
-    """Read pictures in turn.
+    """Read pictures and documents in turn.
 
     Args:
         reader: reads the frames.
-        files: picture files.
+        files: of pictures and documents.
         overlay: folder for pictures with boxes drawn in, or None.
 
     Yields:
-        One page result each, with `error` and `reason` set where it failed, and its exit code.
+        One page result for each picture and each page of a document, with `error` and `reason` set where it failed,
+        and its exit code.
     """
     taken: set[str] = set()
     for path in files:
-        drawing = None if overlay is None else overlay / _free_name(path, taken)
-        yield _read_one(reader, path, drawing)
+        name = "" if overlay is None else _free_name(path, taken)
+        document, refusal = _look_into(path)
+        for number in range(1, document.pages + 1) if document else (0,):
+            drawing = None if overlay is None else overlay / f"{name}{f'.p{number}' if number else ''}.boxes.jpg"
+            page, code = _read_one(reader, _Page(path, document, number, refusal), drawing)
+            yield msgspec.structs.replace(page, page=number, pages=document.pages if document else 0), code
 
 
-def _read_one(reader: Reader, path: Path, drawing: Path | None) -> tuple[PageResult, ExitCode]:
-    """Read one picture; whatever goes wrong with it is its result, so that the others are read."""
-    began = time.perf_counter()
+class _Page(msgspec.Struct, frozen=True):
+    """A picture, or a page of a document.
+
+    Attributes:
+        path: the file.
+        document: it is of; None for a picture.
+        number: from 1; 0 for a picture.
+        refusal: why nothing of the file can be read.
+    """
+
+    path: Path
+    document: Document | None
+    number: int
+    refusal: FrameError | InputError | None
+
+    def load(self, reader: Reader) -> Frame:
+        if self.refusal is not None:
+            raise self.refusal
+        name = printable(self.path)
+        if self.document is None:
+            return load_frame(self.path, name, reader.budget)
+        return load_page(self.path, name, self.document, self.number, DocumentsConfig(), reader.budget)
+
+
+def _look_into(path: Path) -> tuple[Document | None, FrameError | InputError | None]:
     try:
-        frame = load_frame(path, printable(path), reader.budget)
+        return look_into(path, DocumentsConfig()), None
+    except (FrameError, InputError) as refusal:
+        return None, refusal
+
+
+def _read_one(reader: Reader, given: _Page, drawing: Path | None) -> tuple[PageResult, ExitCode]:
+    """Read one page; whatever goes wrong with it is its result, so that the others are read."""
+    began, path = time.perf_counter(), given.path
+    try:
+        frame = given.load(reader)
         decoded = time.perf_counter() - began
         page = reader.read(frame).with_decoding(decoded)
         if drawing is not None:
@@ -90,11 +130,11 @@ def _failed(path: Path, error: AgentError, seconds: float) -> PageResult:
 
 
 def _free_name(path: Path, taken: set[str]) -> str:
-    """Return an overlay's file name, another for each file of the same name."""
+    """Return what the names of a file's overlays begin with, another for each file of the same name."""
     stem, number = printable(Path(path.name)).replace("\n", "_"), 1
-    name = f"{stem}.boxes.jpg"
+    name = stem
     while name in taken:
         number += 1
-        name = f"{stem}.{number}.boxes.jpg"
+        name = f"{stem}.{number}"
     taken.add(name)
     return name

@@ -24,7 +24,7 @@ from agent.setting_types import (
     TopicPrefix,
     Wait,
 )
-from agent.source_config import FolderConfig, ScannerConfig, SourceConfig
+from agent.source_config import DocumentsConfig, FolderConfig, ScannerConfig, SourceConfig
 
 MAX_SECRET_BYTES = 64 << 10
 
@@ -173,6 +173,7 @@ class AgentConfig(Strict, frozen=True):
         reader: how pages are read.
         memory: what that may take.
         source: where they come from.
+        documents: how files of several pages are read.
         outbox: where results wait.
         privacy: what is masked.
         mqtt: where they go; without it they stay in the outbox.
@@ -184,6 +185,7 @@ class AgentConfig(Strict, frozen=True):
     reader: ReaderConfig = ReaderConfig()
     memory: MemoryConfig = MemoryConfig()
     source: tuple[SourceConfig, ...] = ()
+    documents: DocumentsConfig = DocumentsConfig()
     outbox: OutboxConfig = OutboxConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     mqtt: MqttConfig | None = None

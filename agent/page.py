@@ -20,6 +20,17 @@ Quad = tuple[Point, Point, Point, Point]
 Score = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
+def page_key(document: str, page: int) -> str:
+    """Return the key of a page, numbered from 1, of the document with a key."""
+    return f"{document}:p{page}"
+
+
+def document_keys(key: str, pages: int) -> tuple[str, ...]:
+    """Return the keys of all pages of the document that a page belongs to; of a picture (no pages) its own."""
+    document = key.rpartition(":p")[0]
+    return tuple(page_key(document, page) for page in range(1, pages + 1)) or (key,)
+
+
 class Frame(msgspec.Struct, frozen=True):
     """One picture to read.
 

@@ -26,7 +26,7 @@ from agent.errors import FrameError, InputError, OutboxError
 from agent.mask import Masker
 from agent.memory import Budget
 from agent.outbox import Outbox, Request
-from agent.page import Frame, PageResult, to_json
+from agent.page import Frame, PageResult, document_keys, to_json
 from agent.source_config import FolderConfig, ScannerConfig, SourceConfig
 from agent.sources import CHANGED, Capture, Source
 
@@ -272,7 +272,7 @@ class Worker:
             _log.warning("%s", self._state.last_error)
             return
         if place:
-            self._outbox.place(capture.key, place)
+            self._outbox.place(document_keys(capture.key, capture.pages), place)
 
     # -------------------------------------------------------------------------------------------- memory
 
@@ -382,7 +382,7 @@ def _open_folder(config: AgentConfig, source: SourceConfig, clock: Clock) -> Sou
     from agent.sources.folder import FolderSource
 
     assert isinstance(source, FolderConfig)
-    return FolderSource(source, clock)
+    return FolderSource(source, clock, config.documents)
 
 
 def _open_scanner(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.bundle import sha256_of_open
+from agent.documents.document import is_complete
 from agent.errors import ConfigError, FrameError, InputError
-from agent.header import parse_header
 from agent.source_config import FolderConfig
 from agent.sources import inbox, tree
 from agent.sources.folder import FolderSource
@@ -290,7 +290,7 @@ def test_what_is_no_file_is_refused_and_never_opened(rig, kind):
     [
         ("empty.png", b"", "empty"),
         ("letter.txt", b"Dear Sir or Madam, " * 20, "type"),
-        ("letter.pdf", b"%PDF-1.4\n%%EOF\n", "type"),
+        ("letter.pdf", b"%PDF-1.4\n%%EOF\n", "damaged"),
         ("text.jpg", b"no picture at all", "type"),
         ("one-byte.png", b"\x89", "type"),
         ("zero.png", bad.png_header(0, 5) + bad.png_chunk(b"IDAT", b"") + bad.png_chunk(b"IEND", b""), "zero"),
@@ -1144,8 +1144,8 @@ def test_files_that_wait_for_their_end_hold_up_no_poll(rig, monkeypatch):
     rig.put(1)
     rig.settle()
     opened = []
-    parse = parse_header
-    monkeypatch.setattr("agent.sources.folder.parse_header", lambda *given: (opened.append(1), parse(*given))[1])
+    look = is_complete
+    monkeypatch.setattr("agent.sources.folder.is_complete", lambda *given: (opened.append(1), look(*given))[1])
     for _ in range(5):
         capture = source.poll()
         assert 0 < len(opened) <= 101

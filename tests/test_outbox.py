@@ -110,7 +110,7 @@ def test_intake_tells_what_became_of_a_page(box):
     assert (known.status, known.source, known.name, known.attempts) == ("reading", "dock", "a.jpg", 1)
     assert known.first_ms == 1_700_000_000_000
     box.fail("a", "truncated")
-    box.place("a", "/inbox/failed/a.jpg")
+    box.place(("a",), "/inbox/failed/a.jpg")
     known = box.intake("a")
     assert (known.status, known.reason, known.place) == ("failed", "truncated", "/inbox/failed/a.jpg")
 
@@ -162,7 +162,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_names_that_are_no_text_do_no_harm(box):
     name = os.fsdecode(b"scan-\xff\n.jpg")
     box.begin("a", "dock", name)
-    box.place("a", f"/done/{name}")
+    box.place(("a",), f"/done/{name}")
     assert box.intake("a").name == "scan-\\udcff\n.jpg"
 
 

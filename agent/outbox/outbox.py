@@ -202,9 +202,15 @@ class Outbox:
         self._db.run(lambda connection: verdicts.forget(connection, key))
         self._begun.discard(key)
 
-    def place(self, key: str, path: str) -> None:
-        """Note where a page's file lies now; it must have begun."""
-        self._judge(key, place=verdicts.text(path))
+    def place(self, keys: tuple[str, ...], path: str) -> None:
+        """Note where the file of pages lies now; they must have begun."""
+        place = verdicts.text(path)
+
+        def write(connection: sqlite3.Connection) -> None:
+            for key in keys:
+                verdicts.judge(connection, key, self._moment(connection), place=place)
+
+        self._db.run(write)
 
     def _judge(self, key: str, **changes: schema.Value) -> None:
         self._db.run(lambda connection: verdicts.judge(connection, key, self._moment(connection), **changes))

@@ -14,18 +14,16 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
 from agent.bundle import sha256_of_open
 from agent.clock import Clock
+from agent.documents.document import is_complete, look_into
 from agent.errors import AgentError, ConfigError, FrameError, InputError
-from agent.header import MAX_FILE_BYTES, is_complete, open_regular, parse_header, printable
-from agent.image import load_frame
-from agent.memory import Budget
-from agent.page import Frame, PageResult
-from agent.source_config import FolderConfig
+from agent.header import MAX_FILE_BYTES, printable
+from agent.page import PageResult
+from agent.source_config import DocumentsConfig, FolderConfig
 from agent.sources import CHANGED, Capture
 from agent.sources.inbox import Inbox, Waiting, sight
+from agent.sources.pages import FolderCapture, Pages, reason_of
 from agent.sources.retention import Retention
 from agent.sources.tree import DONE, FAILED, Tree
 from agent.sources.watch import Watch
@@ -44,84 +42,32 @@ AGAIN = "again-"
 """Claims of files to be read once more begin with this, so that a restart knows it too."""
 
 
-class FolderCapture(msgspec.Struct, frozen=True):
-    """A claimed file.
-
-    Attributes:
-        key: sha256 of its content, with its claim's name behind where the same content is to be read again; of a file
-            without readable content that of its claim's name.
-        source: the source's name.
-        name: the file's, valid Unicode.
-        path: where it lies.
-        kind: what it is instead of a file, or "".
-        page: its number in its document; 0 for a picture.
-        pages: pages of its document; 0 for a picture.
-        keep: its result goes into the outbox.
-    """
-
-    key: str
-    source: str
-    name: str
-    path: Path
-    kind: str = ""
-    page: int = 0
-    pages: int = 0
-    keep: bool = True
-
-    def load(self, budget: Budget) -> Frame:
-        """Return its pixels.
-
-        Raises:
-            FrameError: it cannot be read; with the reason "changed" it was written to since it was claimed.
-            InputError: it is gone or may not be opened.
-        """
-        if self.kind:
-            raise FrameError("special", f"{self.name}: {self.kind} and not a file")
-        try:
-            return self._load(budget)
-        except OSError as error:
-            raise InputError(f"{self.path}: {error.strerror}") from error
-
-    def _load(self, budget: Budget) -> Frame:
-        try:
-            with open_regular(self.path) as handle:
-                if not is_complete(handle, parse_header(handle, self.path)):
-                    raise FrameError("truncated", f"{self.path}: truncated, its end is missing")
-            frame = load_frame(self.path, self.source, budget)
-        except FrameError as error:
-            if error.reason != "huge":  # a verdict on a file that is still written to is none
-                with open_regular(self.path) as handle:
-                    self._check_same(sha256_of_open(handle))
-            raise
-        self._check_same(frame.key)
-        return msgspec.structs.replace(frame, key=self.key)
-
-    def _check_same(self, digest: str) -> None:
-        if not self.key.startswith(digest):
-            raise FrameError(CHANGED, f"{self.path}: was written to while it was read")
-
-
 class FolderSource:
-    """Takes pictures from a folder. See `FolderConfig` for what can be set."""
+    """Takes pictures and documents from a folder. See `FolderConfig` for what can be set."""
 
-    def __init__(self, config: FolderConfig, clock: Clock | None = None) -> None:
+    def __init__(
+        self, config: FolderConfig, clock: Clock | None = None, documents: DocumentsConfig | None = None
+    ) -> None:
         """Open the folder; files that were claimed before are offered first.
 
         Args:
             config: the settings.
             clock: time.
+            documents: how files of several pages are read.
 
         Raises:
             ConfigError: it cannot be worked in; the message says what to do.
         """
         self.name = config.name
         self._config = config
+        self._documents = documents or DocumentsConfig()
         self._clock = clock or Clock()
         self._tree = Tree(config.path)
         self._inbox = Inbox(config.stable_s)
         self._watch = Watch()
         self._retention = Retention(self._tree, keep_days=config.keep_days, keep_mb=config.keep_mb, clock=self._clock)
         self._out: dict[Path, Waiting] = {}  # offered, and no verdict yet
+        self._pages: dict[Path, Pages] = {}  # those of them that are documents
         self._list_at = self._rested_at = self._spared_at = float("-inf")
         self._trouble = ""
         try:
@@ -150,7 +96,7 @@ class FolderSource:
     # ------------------------------------------------------------------------------------------------ polling
 
     def poll(self) -> FolderCapture | None:
-        """Return the next file, claimed, or None; never waits."""
+        """Return the next file or page of a document, claimed, or None; never waits."""
         now = self._clock.monotonic()
         if self._watch.heard():
             self._list_at = min(self._list_at, self._spared_at)
@@ -166,7 +112,8 @@ class FolderSource:
 
     def next_s(self) -> float:
         """Return the seconds until `poll` may have something although `fileno` stays silent."""
-        return max(0.0, self._rested_at - self._now(), min(self._list_at, self._inbox.due) - self._now())
+        due = self._now() if self._unfinished() else min(self._list_at, self._inbox.due)
+        return max(0.0, self._rested_at - self._now(), due - self._now())
 
     def filenos(self) -> tuple[int, ...]:
         """Return descriptors that are readable when files were put into the folder. `poll` empties them."""
@@ -208,6 +155,9 @@ class FolderSource:
         self._list_at = self._now() + self._config.poll_s
 
     def _next(self, now: float) -> FolderCapture | None:
+        while pages := self._unfinished():
+            if self._is_as_it_was(pages, now):
+                return pages.next()
         for _ in range(LOOKS):
             waiting = self._inbox.next(now)
             if waiting is None:
@@ -216,6 +166,24 @@ class FolderSource:
             if capture is not None:
                 return capture
         return None
+
+    def _unfinished(self) -> Pages | None:
+        """Return the document that has pages to be offered; they come before other files."""
+        return next((pages for pages in self._pages.values() if pages.has_more), None)
+
+    def _is_as_it_was(self, pages: Pages, now: float) -> bool:
+        """Return whether a document is still the one whose pages are offered; if not they are forgotten."""
+        seen = pages.waiting.seen
+        if self._status(pages.waiting, now) is not None:
+            return True
+        self._forget(pages.first.path)
+        if pages.waiting.seen != seen:  # written to, and not gone
+            self._inbox.hold(pages.waiting)
+        return False
+
+    def _forget(self, path: Path) -> Waiting:
+        self._pages.pop(path, None)
+        return self._out.pop(path)
 
     def _take(self, waiting: Waiting, now: float) -> FolderCapture | None:
         """Claim a file whose turn it is, or say when to look at it again."""
@@ -237,7 +205,21 @@ class FolderSource:
         self._inbox.drop(claimed)
         path = self._tree.place_of(claimed.claim, claimed.name)
         self._out[path] = claimed
-        return FolderCapture(key, self.name, printable(Path(claimed.name)), path, _kind(status.st_mode))
+        name, kind = printable(Path(claimed.name)), _kind(status.st_mode)
+        try:
+            document = None if kind else look_into(path, self._documents)
+        except (FrameError, InputError) as refusal:
+            return FolderCapture(key, self.name, name, path, kind, claimed.seen, refusal=refusal)
+        if document is None:
+            return FolderCapture(key, self.name, name, path, kind, claimed.seen)
+        whole = FolderCapture(
+            *(key, self.name, name, path, kind, claimed.seen),
+            pages=document.pages,
+            document=document,
+            settings=self._documents,
+        )
+        self._pages[path] = pages = Pages(claimed, whole)
+        return pages.next()
 
     def _status(self, waiting: Waiting, now: float) -> os.stat_result | None:
         """Return the status of a file that is as it was seen before."""
@@ -261,7 +243,7 @@ class FolderSource:
                 descriptor = os.open(before + waiting.name, _READ, dir_fd=room)
             with os.fdopen(descriptor, "rb") as handle:
                 is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-                return is_file and is_complete(handle, parse_header(handle, Path(waiting.name)))
+                return is_file and is_complete(handle, Path(waiting.name))
         except (OSError, FrameError, InputError):
             return False
 
@@ -315,16 +297,25 @@ class FolderSource:
     def done(self, capture: Capture, error: FrameError | InputError | None = None) -> str:
         """Put a file away: its result is kept, or it is refused. Returns where it lies now, "" when it is gone.
 
-        A file that was written to while it was read is not put away: it waits for its turn again.
+        A document is put away with the last verdict on its pages, and refused when one of them was. A file that was
+        written to while it was read is not put away: it waits for its turn again.
 
         Raises:
             OSError: it cannot be put away now; it will be offered again.
         """
         assert isinstance(capture, FolderCapture)
-        waiting, now = self._out.pop(capture.path), self._now()
+        pages, now = self._pages.get(capture.path), self._now()
+        if capture.page and (pages is None or not pages.has(capture)):
+            return ""  # its document went, or was written to, while this page was read
         if isinstance(error, FrameError) and error.reason == CHANGED:
+            waiting = self._forget(capture.path)
             self._put_back(waiting, now + self._config.stable_s)
             return ""
+        if pages is not None:
+            if not pages.judge(capture, error):
+                return ""
+            error = pages.verdict()
+        waiting = self._forget(capture.path)
         try:
             return self._put_away(waiting, capture, error)
         except FileNotFoundError:
@@ -336,8 +327,7 @@ class FolderSource:
 
     def _put_away(self, waiting: Waiting, capture: FolderCapture, error: FrameError | InputError | None) -> str:
         if error is not None:
-            reason = error.reason if isinstance(error, FrameError) else "input"
-            note = f"{reason}: {str(error).replace(str(capture.path), capture.name)}"
+            note = reason_of(error).replace(str(capture.path), capture.name)
             line = note.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n") + "\n"
             return self._tree.put_away(waiting.claim, waiting.name, FAILED, line)
         if self._config.when_done == "keep":
@@ -350,10 +340,13 @@ class FolderSource:
         self._inbox.hold(waiting)
 
     def retry(self, capture: Capture) -> None:
-        """Offer a file again, before others and a little later: nothing could be decided about it."""
+        """Offer a file or page again, before others and a little later: nothing could be decided about it."""
         assert isinstance(capture, FolderCapture)
         self._rested_at = self._now() + RETRY_S
-        self._put_back(self._out.pop(capture.path), self._now())
+        if not capture.page:
+            self._put_back(self._out.pop(capture.path), self._now())
+        elif (pages := self._pages.get(capture.path)) and pages.has(capture):
+            pages.retry(capture)
 
     def reread(self, place: str) -> bool:
         """Offer a file that `done` put away at a place once more, under a key of its own; false when it is gone."""
