@@ -188,7 +188,10 @@ class Worker:
             self._put_away(source, capture, None)
             return
         attempts = self._outbox.begin(capture.key, capture.source, capture.name)
-        if attempts > self._config.outbox.max_attempts:
+        # What had its verdict did not end the process: a page that is refused again each time it comes, or each time
+        # another page of its document ended the worker.
+        refused = known is not None and known.status == "failed" and known.reason != "crash"
+        if attempts > self._config.outbox.max_attempts and not refused:
             ended = attempts - 1
             self._refuse(source, capture, FrameError("crash", f"ended the worker {ended} times; put aside"))
             return

@@ -148,6 +148,13 @@ def animated(path: Path) -> None:
     )
 
 
+def with_copy(path: Path) -> None:
+    """Write the page and a small copy of it, as scanners' programs do for their lists."""
+    small = page().resize((95, 75))
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    page().save(path, save_all=True, append_images=[small])
+
+
 def turned(orientation: int) -> Writer:
     """Return a writer of the page stored turned, with the EXIF tag that turns it upright."""
 
@@ -208,7 +215,7 @@ CASES: tuple[tuple[str, str, Writer, Expectation, str], ...] = (
     ("truncated-jpeg", "truncated.jpg", truncated(".jpg"), "refused", "truncated"),
     ("truncated-png", "truncated.png", truncated(".png"), "refused", "truncated"),
     ("text", "text.jpg", holding("只是文字 only text\n".encode()), "refused", "type"),
-    ("pdf", "pdf.png", pdf, "refused", "type"),
+    ("pdf", "pdf.png", pdf, "refused", "damaged"),
     ("heic", "photo.heic", heic, "refused", "type"),
     ("header-only", "header.png", holding(PNG_SIGNATURE), "refused", "truncated"),
     ("no-pixels", "zero.png", holding(png_header(0, 100) + png_chunk(b"IEND", b"")), "refused", "zero"),
@@ -229,7 +236,7 @@ CASES: tuple[tuple[str, str, Writer, Expectation, str], ...] = (
     ("webp", "animated.webp", animated, "lines", "animated"),
     ("apng", "animated.png", animated, "lines", "animated"),
     ("tiff", "page.tiff", saved("RGB"), "lines", "format"),
-    ("tiff-pages", "pages.tif", animated, "lines", "animated"),
+    ("tiff-copy", "copy.tif", with_copy, "lines", "format"),
     ("bmp", "page.bmp", saved("RGB"), "lines", "format"),
     ("wrong-suffix", "really-a-jpeg.png", saved("RGB", format="JPEG"), "lines", "format"),
     ("upper-case", "PAGE.JPG", saved("RGB"), "lines", "format"),

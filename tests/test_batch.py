@@ -20,6 +20,7 @@ from agent.memory import MB, Budget
 from agent.page import Frame, PageResult
 from agent.reader import Reader, ReaderSettings
 from tests import bad_inputs as bad
+from tests import pdf_files as pdf
 
 AMPLE = Budget.plan(1000, 0)
 
@@ -192,6 +193,36 @@ def test_error_messages_are_one_line_of_valid_unicode(tmp_path):
 def test_names_are_shown_as_given_or_escaped():
     assert printable(Path("页 1.png")) == "页 1.png"
     assert printable(Path(os.fsdecode(b"caf\xe9.png"))) == "caf\\xe9.png"
+
+
+def test_document_gives_a_row_and_an_overlay_for_each_page(tmp_path):
+    (tmp_path / "letter.pdf").write_bytes(pdf.document(*((pdf.written(str(n)),) for n in range(3))))
+    drawn(tmp_path / "page.png")
+    (tmp_path / "overlay").mkdir()
+    rows = [page for page, _ in read_files(BlankReader(), find_pictures([tmp_path]), tmp_path / "overlay")]
+    assert [(Path(row.image).name, row.page, row.pages) for row in rows] == [
+        *(("letter.pdf", number, 3) for number in (1, 2, 3)),
+        ("page.png", 0, 0),
+    ]
+    assert sorted(path.name for path in (tmp_path / "overlay").iterdir()) == [
+        *(f"letter.pdf.p{number}.boxes.jpg" for number in (1, 2, 3)),
+        "page.png.boxes.jpg",
+    ]
+
+
+def test_page_of_a_document_that_cannot_be_read_stops_nothing(tmp_path):
+    path = tmp_path / "letter.pdf"
+    path.write_bytes(pdf.document((pdf.written("x"),)).replace(b"/Count 1", b"/Count 2"))
+    (_, first), (second, code) = read_files(BlankReader(), [path], None)
+    assert (first, code) == (ExitCode.OK, ExitCode.DATA)
+    assert (second.page, second.pages, second.reason) == (2, 2, "damaged")
+
+
+def test_document_that_cannot_be_read_is_one_row(tmp_path):
+    path = tmp_path / "letter.pdf"
+    path.write_bytes(pdf.document((pdf.written("x"),)).replace(b"/Root", b"/Encrypt<</Filter/X>>/Root"))
+    ((page, code),) = read_files(BlankReader(), [path], None)
+    assert (page.page, page.pages, page.reason, code) == (0, 0, "encrypted", ExitCode.DATA)
 
 
 @pytest.mark.parametrize("quarters", [0, 1, 2, 3])

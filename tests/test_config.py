@@ -56,6 +56,9 @@ again = "read"
 [[source]]
 name = "b"
 path = "in-b"
+[documents]
+max_pages = 20
+pdf_dpi = 300
 [outbox]
 max_mb = 100
 when_full = "drop_oldest"

@@ -30,7 +30,7 @@ MAGIC_WITHIN_BYTES = 1024  # mailers put lines before it, and readers look so fa
 COUNT_S, PAGE_S = 5, 20  # seconds of processor time; of waiting, three times as much
 PROCESS_BYTES = 13 * MB  # resident in the process before it has opened anything
 MAPPED_BYTES = 28 * MB  # and what it has mapped then
-COUNT_BYTES = 48 * MB  # for the structure of a document
+COUNT_BYTES = 28 * MB  # for the structure of a document
 
 _END = b"%%EOF"
 _END_WITHIN_BYTES = 4096
@@ -151,8 +151,10 @@ def _ask(order: dict[str, Any], path: Path, spare: int, seconds: int) -> dict[st
 def _failure(status: int, path: Path, spare: int, seconds: int) -> FrameError:
     """Return the verdict on a page that ended the process."""
     if status == -signal.SIGABRT:  # so PDFium ends when it gets no memory
-        more = f"needs more than the {max(0, spare) // MB} MB that are free for it: raise --memory-mb"
-        return FrameError("memory", f"{path}: this page {more}, or it is made to harm")
+        more = (
+            f"needs more than the {max(0, spare) // MB} MB that are free for it: raise --memory-mb or memory.limit_mb"
+        )
+        return FrameError("memory", f"{path}: this page {more}; or it is made to harm")
     if status in (-signal.SIGXCPU, -signal.SIGKILL):
         return FrameError("slow", f"{path}: this page takes more than {seconds} s to show")
     return FrameError("damaged", f"{path}: damaged: PDFium ended over it (status {status})")

@@ -96,7 +96,9 @@ def main() -> None:
 
 def _limit(order: Order) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    resource.setrlimit(resource.RLIMIT_AS, (order.memory, order.memory))
+    _, given = resource.getrlimit(resource.RLIMIT_AS)  # the worker's own, where it has one
+    memory = order.memory if given == resource.RLIM_INFINITY else min(given, order.memory)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (order.seconds, order.seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -306,13 +308,15 @@ class _Look:
     def _is_filled_by(self, picture: api.Picture) -> bool:
         near = (picture.left - self.left, picture.bottom - self.bottom)
         far = (self.left + self.wide - picture.right, self.bottom + self.high - picture.top)
-        return max(map(abs, (*near, *far))) <= 0.01 * max(self.wide, self.high)
+        most: float = max(map(abs, (*near, *far)))
+        return most <= 0.01 * float(max(self.wide, self.high))
 
     def _share_of(self, picture: api.Picture) -> float:
         """Return which part of the page a picture covers."""
         wide = min(picture.right, self.left + self.wide) - max(picture.left, self.left)
         high = min(picture.top, self.bottom + self.high) - max(picture.bottom, self.bottom)
-        return max(0.0, wide) * max(0.0, high) / (self.wide * self.high)
+        share: float = max(0.0, wide) * max(0.0, high) / (self.wide * self.high)
+        return share
 
     def jpeg(self, order: Order) -> dict[str, Any]:
         """Hand the page's JPEG over, with the quarter turns clockwise that it is shown with."""

@@ -124,7 +124,7 @@ class FolderSource:
         return self._trouble
 
     def needs_mb(self) -> int:
-        """Return 0: it starts no process."""
+        """Return 0: the process that opens a PDF lives while nothing else does, and is part of decoding."""
         return 0
 
     def answer(self, capture: Capture, page: PageResult) -> None:
