@@ -27,7 +27,7 @@ from agent.config import (
     secret,
 )
 from agent.errors import ConfigError, ExitCode
-from agent.source_config import FolderConfig, ScannerConfig
+from agent.source_config import DocumentsConfig, FolderConfig, ScannerConfig
 from tests.command import ROOT
 
 SAMPLE = ROOT / "systemd" / "agent.toml"
@@ -56,9 +56,6 @@ again = "read"
 [[source]]
 name = "b"
 path = "in-b"
-[documents]
-max_pages = 20
-pdf_dpi = 300
 [outbox]
 max_mb = 100
 when_full = "drop_oldest"
@@ -112,6 +109,9 @@ max_waiting = 5
 when_done = "keep"
 keep_days = 7
 keep_mb = 9
+[documents]
+max_pages = 20
+pdf_dpi = 300
 """
 COLLECTOR = """\
 name = "centre"
@@ -185,6 +185,7 @@ def test_every_setting_is_taken_as_written(tmp_path):
                 keep_mb=9,
             ),
         ),
+        documents=DocumentsConfig(max_pages=20, pdf_dpi=300.0),
         outbox=OutboxConfig(
             max_mb=100,
             when_full="drop_oldest",

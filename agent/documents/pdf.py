@@ -151,10 +151,8 @@ def _ask(order: dict[str, Any], path: Path, spare: int, seconds: int) -> dict[st
 def _failure(status: int, path: Path, spare: int, seconds: int) -> FrameError:
     """Return the verdict on a page that ended the process."""
     if status == -signal.SIGABRT:  # so PDFium ends when it gets no memory
-        more = (
-            f"needs more than the {max(0, spare) // MB} MB that are free for it: raise --memory-mb or memory.limit_mb"
-        )
-        return FrameError("memory", f"{path}: this page {more}; or it is made to harm")
+        needs = f"this page needs more than the {max(0, spare) // MB} MB that are free for it"
+        return FrameError("memory", f"{path}: {needs}: raise --memory-mb or memory.limit_mb")
     if status in (-signal.SIGXCPU, -signal.SIGKILL):
         return FrameError("slow", f"{path}: this page takes more than {seconds} s to show")
     return FrameError("damaged", f"{path}: damaged: PDFium ended over it (status {status})")

@@ -18,8 +18,9 @@ from agent.errors import FrameError, InputError
 from agent.page import PageResult
 from agent.source_config import FolderConfig, ScannerConfig
 from agent.sources import Capture
-from agent.sources.folder import FolderCapture, FolderSource
+from agent.sources.folder import FolderSource
 from agent.sources.orders import Answer, Order, folder_of, orders_of
+from agent.sources.pages import FolderCapture
 from agent.sources.scan_options import has_feeder, needs_mb, options_in, settings
 from agent.sources.scanimage import (
     ABSENT,
