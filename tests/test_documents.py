@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import random
@@ -235,6 +236,32 @@ def test_large_scan_is_read_within_the_budget(tmp_path):
         assert frame.pixels.nbytes <= TIGHT.frame_bytes
         small = cv2.resize(grey(frame.pixels), (300, 424), interpolation=cv2.INTER_AREA)
         assert np.abs(small.astype(int) - np.asarray(page().convert("L"))).mean() < 4
+
+
+@functools.cache
+def stamped(name: str) -> bytes:
+    return pdf.whole(getattr(pdf, name)(page(2480, 3508)), more=OVER["seen text"][0])
+
+
+@pytest.mark.parametrize("limit_mb", [172, 190, 210, 250])
+@pytest.mark.parametrize("name", ["packed", "jpeg", "jpeg_2000", "fax"])
+def test_scan_that_gets_no_memory_is_refused_and_never_blank(tmp_path, name, limit_mb):
+    # PDFium leaves an image out that it has no memory for, and says nothing.
+    budget = Budget.plan(limit_mb, 105 * MB)
+    try:
+        frame = load(tmp_path, stamped(name), budget=budget)
+    except FrameError as error:
+        assert error.reason == "memory" and "raise --memory-mb or memory.limit_mb" in str(error)
+        assert limit_mb < 250 or name == "jpeg_2000"
+    else:
+        assert abs(frame.width - 2480) <= 3
+        small = cv2.resize(grey(frame.pixels), (300, 424), interpolation=cv2.INTER_AREA)
+        assert small[40, 40] < 60 and small[400, 200] > 200
+
+
+def test_scan_of_a_blank_page_is_blank(tmp_path):
+    frame = load(tmp_path, pdf.whole(pdf.packed(Image.new("RGB", (600, 800), "white"))))
+    assert frame.pixels.shape == (800, 600, 3) and frame.pixels.min() == 255
 
 
 def test_pages_come_by_their_numbers(tmp_path):

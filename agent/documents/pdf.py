@@ -28,7 +28,7 @@ MAGIC = b"%PDF-"
 MAGIC_WITHIN_BYTES = 1024  # mailers put lines before it, and readers look so far (ISO 32000-1, annex H, 3.4.1)
 
 COUNT_S, PAGE_S = 5, 20  # seconds of processor time; of waiting, three times as much
-PROCESS_BYTES = 13 * MB  # resident in the process before it has opened anything
+PROCESS_BYTES = 20 * MB  # resident in the process: 13 before it has opened anything, then more of the library
 MAPPED_BYTES = 28 * MB  # and what it has mapped then
 COUNT_BYTES = 28 * MB  # for the structure of a document
 
@@ -150,7 +150,7 @@ def _ask(order: dict[str, Any], path: Path, spare: int, seconds: int) -> dict[st
 
 def _failure(status: int, path: Path, spare: int, seconds: int) -> FrameError:
     """Return the verdict on a page that ended the process."""
-    if status == -signal.SIGABRT:  # so PDFium ends when it gets no memory
+    if status in (-signal.SIGABRT, -signal.SIGTRAP):  # so PDFium ends when it gets no memory
         needs = f"this page needs more than the {max(0, spare) // MB} MB that are free for it"
         return FrameError("memory", f"{path}: {needs}: raise --memory-mb or memory.limit_mb")
     if status in (-signal.SIGXCPU, -signal.SIGKILL):

@@ -117,6 +117,21 @@ class Picture:
         self.nested = thing != outer
 
     @property
+    def channels(self) -> int:
+        """Bytes of a pixel when it is unpacked; one bit becomes a byte."""
+        return 1 if self.bits <= 8 else 3
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Bytes of the whole image when it is unpacked."""
+        return self.width * self.height * self.channels // (8 if self.bits == 1 else 1)
+
+    @property
+    def decoder_bytes(self) -> int:
+        """Bytes that the decoder takes beside: that of JPEG 2000 holds every sample in 32 bits."""
+        return 4 * self.width * self.height * self.channels if self.filter() == b"JPXDecode" else 0
+
+    @property
     def wide(self) -> float:
         """Width on the page, in points."""
         return max(1e-3, self.right - self.left)
@@ -152,11 +167,14 @@ class Picture:
         """Return whether its data are a JPEG whose samples mean what they say."""
         if self._data.colours not in _DIRECT or self.bits not in (8, 24):
             return False
-        if self._pdfium.FPDFImageObj_GetImageFilterCount(self._thing) != 1:
-            return False
-        name = ctypes.create_string_buffer(16)
-        self._pdfium.FPDFImageObj_GetImageFilter(self._thing, 0, name, 16)
-        return name.value == b"DCTDecode"
+        return self._pdfium.FPDFImageObj_GetImageFilterCount(self._thing) == 1 and self.filter() == b"DCTDecode"
+
+    def filter(self) -> bytes:
+        """Return the name of what packed its data last; empty when nothing did."""
+        count = self._pdfium.FPDFImageObj_GetImageFilterCount(self._thing)
+        name = ctypes.create_string_buffer(32)
+        self._pdfium.FPDFImageObj_GetImageFilter(self._thing, max(0, count - 1), name, 32)
+        return name.value
 
     def raw_bytes(self) -> int:
         """Return how many bytes its data have, as they lie in the file."""

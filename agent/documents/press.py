@@ -27,6 +27,10 @@ MAX_SIDE_PX = 65_500
 MAX_PIXELS = 400_000_000
 MAX_OBJECTS = 100_000
 LOOKED_INTO = 2000  # objects inside of others
+LEAST_SIDE_PX = 1280  # the detector looks at so much; smaller a page is drawn only when it is
+HELD_BYTES = 60_000_000  # PDFium keeps unpacked images up to this size
+REST_BYTES = 6 << 20
+WHITE = 255
 JUNK = 50  # lines and areas over a scan that are no drawing of its own
 
 MAX_DEPTH = 8  # of objects in objects
@@ -325,6 +329,21 @@ class _Look:
             self.pictures[0].copy_raw(ctypes.byref(ctypes.c_char.from_buffer(memory)), size)
             return {"jpeg": size, "turns": self.turns}
 
+    def need_bytes(self, across: int, down: int, channels: int) -> int:
+        """Return what PDFium takes to draw the page at a size in pixels; measured, `test_documents.py`.
+
+        It keeps images that have less than 60 MB twice when they are unpacked, takes larger ones row by row, and
+        scales each to the width it is drawn at first.
+        """
+        drawn = channels * across * down
+        kept = sum(p.unpacked_bytes for p in self.pictures if p.unpacked_bytes <= HELD_BYTES)
+        most = max((p.unpacked_bytes for p in self.pictures if p.unpacked_bytes <= HELD_BYTES), default=0)
+        beside = max((p.decoder_bytes for p in self.pictures), default=0)
+        sides = ((across, p.height, p.width, down, p) for p in self.pictures)
+        scaled = max((p.channels * max(a * h, w * d if p.is_turned() else 0) for a, h, w, d, p in sides), default=0)
+        turned = drawn if any(p.is_turned() for p in self.pictures) or self.turns % 2 else 0
+        return drawn + kept + most + beside + scaled + turned
+
     def size_px(self, dpi: float) -> tuple[int, int, bool]:
         """Return the page's own size in pixels, as it is shown, and whether grey is enough for it.
 
@@ -352,21 +371,63 @@ class _Look:
 def _draw(pdfium: Any, page: int, look: _Look, order: Order) -> dict[str, Any]:
     """Draw a page, in grey where colour would not fit, and smaller where grey would not either."""
     width, height, grey = look.size_px(order.dpi)
-    grey = grey or 3 * width * height > order.frame
-    channels = 1 if grey else 3
-    shrink = math.sqrt(min(1.0, order.frame / (channels * width * height)))
-    across, down = max(1, int(width * shrink)), max(1, int(height * shrink))
-    size = channels * across * down
-    with _mapped(order.target, size) as memory:
-        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        form = api.GREY if grey else api.BGR
-        bitmap = pdfium.FPDFBitmap_CreateEx(across, down, form, start, channels * across)
-        if not bitmap:
-            raise MemoryError
-        pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, across, down, 0xFFFFFFFF)
-        pdfium.FPDF_RenderPageBitmap(bitmap, page, 0, 0, across, down, 0, api.DRAW_ANNOTATIONS)
-    shape = [down, across] if grey else [down, across, 3]
+    spare = _spare_bytes()
+    colour_fits = 3 * width * height <= order.frame and look.need_bytes(width, height, 3) <= spare
+    channels = 1 if grey or not colour_fits else 3
+    across, down = _fitting(look, width, height, channels, order.frame, spare)
+    with _mapped(order.target, channels * across * down) as memory:
+        shape = (down, across) if channels == 1 else (down, across, channels)
+        _paint(pdfium, page, memory, across, down, channels)
+        if look.pictures and min(memory) == WHITE:
+            _check_blank(pdfium, page, memory, across, down)
+            memory[:] = bytes([WHITE]) * len(memory)
     return {"shape": shape, "width": width, "height": height}
+
+
+def _fitting(look: _Look, width: int, height: int, channels: int, frame: int, spare: int) -> tuple[int, int]:
+    """Return the largest size that a page can be drawn at, no larger than its own.
+
+    PDFium draws nothing and says nothing where an image gets no memory, so what it needs is reckoned beforehand.
+    """
+    shrink = math.sqrt(min(1.0, frame / (channels * width * height)))
+    least = min(shrink, LEAST_SIDE_PX / max(width, height))
+    while True:
+        across, down = max(1, int(width * shrink)), max(1, int(height * shrink))
+        need = look.need_bytes(across, down, channels)
+        if need <= spare:
+            return across, down
+        if shrink <= least:
+            break
+        shrink = max(least, 0.9 * shrink)
+    more = f"raise --memory-mb or memory.limit_mb by {(need - spare >> 20) + 1}"
+    raise Refusal("memory", f"this page needs {need >> 20} MB, {max(0, spare) >> 20} MB are free for it: {more}")
+
+
+def _paint(pdfium: Any, page: int, memory: mmap.mmap, across: int, down: int, channels: int) -> None:
+    """Draw a page on white, rows without gaps from the memory's beginning on."""
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    form = api.GREY if channels == 1 else api.BGR
+    bitmap = pdfium.FPDFBitmap_CreateEx(across, down, form, start, channels * across)
+    if not bitmap:
+        raise MemoryError
+    pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, across, down, 0xFFFFFFFF)
+    pdfium.FPDF_RenderPageBitmap(bitmap, page, 0, 0, across, down, 0, api.DRAW_ANNOTATIONS)
+
+
+def _check_blank(pdfium: Any, page: int, memory: mmap.mmap, across: int, down: int) -> None:
+    """Draw a page with images that came out white once more, small, where less can fail."""
+    shrink = min(1.0, 128 / max(across, down))
+    across, down = max(1, int(across * shrink)), max(1, int(down * shrink))
+    _paint(pdfium, page, memory, across, down, 1)
+    if min(memory[: across * down]) < WHITE:
+        raise MemoryError
+
+
+def _spare_bytes() -> int:
+    """Return how much may still be mapped, less what is needed for all the rest."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        mapped = int(file.read().split()[0]) * mmap.PAGESIZE
+    return resource.getrlimit(resource.RLIMIT_AS)[0] - mapped - REST_BYTES
 
 
 @contextmanager
