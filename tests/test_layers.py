@@ -13,7 +13,7 @@ from tests.command import EDGE_OCR, ROOT, run, run_python
 
 LAYERS = (
     ("errors", "clock", "lite", "documents"),
-    ("page", "protocol", "strict", "tiff", "documents.pdfium"),
+    ("page", "protocol", "strict", "tiff", "documents.pdfium", "documents.search"),
     ("documents.press",),
     ("setting_types",),
     ("source_config",),

@@ -11,20 +11,17 @@ import json
 import math
 import mmap
 import os
-import re
 import resource
 import signal
 import sys
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from agent.documents import pdfium as api
+from agent.documents.search import Refusal, check_size, search
 
 MAX_SIDE_PT = 7200.0  # 2.5 m; a page that is one picture is measured by its pixels
-MAX_SIDE_PX = 65_500
-MAX_PIXELS = 400_000_000
 MAX_OBJECTS = 100_000
 LOOKED_INTO = 2000  # objects inside of others
 LEAST_SIDE_PX = 1280  # the detector looks at so much; smaller a page is drawn only when it is
@@ -32,28 +29,9 @@ HELD_BYTES = 60_000_000  # PDFium keeps unpacked images up to this size
 REST_BYTES = 6 << 20
 WHITE = 255
 JUNK = 50  # lines and areas over a scan that are no drawing of its own
-
 MAX_DEPTH = 8  # of objects in objects
 
-MAX_LAYERS = 8
-LONG_BYTES = 16 << 10  # packed, that can become BOMB_BYTES
-BOMB_BYTES = 16 << 20
-BOMB_RATIO = 200
-_PIECE = 1 << 20
-_BEFORE = 4096  # of a stream, where its dictionary is
-_STREAM = re.compile(rb"(?<!end)stream\r?\n")
-_SIZE = re.compile(rb"/(Width|Height)\s+(\d{1,12})\b(?!\s+\d+\s+R)")
-_BENT = re.compile(rb"/(Decode|SMask|Mask|ImageMask)(?![A-Za-z])")
-
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
-
-
-class Refusal(Exception):
-    """The document or page cannot be read: one stable word, and why."""
-
-    def __init__(self, reason: str, why: str) -> None:
-        super().__init__(why)
-        self.reason = reason
 
 
 class Order(NamedTuple):
@@ -109,7 +87,7 @@ def _limit(order: Order) -> None:
 
 def _count(order: Order) -> dict[str, Any]:
     """Return how many pages there are, and whether samples of all JPEGs mean what they say."""
-    portfolio, plain = _search(order.source)
+    portfolio, plain = search(order.source)
     pdfium = api.load(order.library)
     document = _open(pdfium, order)
     pages = pdfium.FPDF_GetPageCount(document)
@@ -131,114 +109,6 @@ def _open(pdfium: Any, order: Order) -> int:
     if pdfium.FPDF_GetLastError() in (api.PASSWORD, api.SECURITY):
         raise Refusal("encrypted", "encrypted; save it without a password")
     raise Refusal("damaged", "damaged: no PDF can be made out of it")
-
-
-# ------------------------------------------------------------------------------------------------ before PDFium
-
-
-def _search(source: int) -> tuple[bool, bool]:
-    """Look through a file for what PDFium must not meet, and what it does not tell.
-
-    Returns:
-        Whether it is a portfolio of files; whether no image has masks or its own meaning of samples.
-
-    Raises:
-        Refusal: a stream grows beyond all measure.
-    """
-    portfolio, plain, at = False, True, 0
-    overlap = b""
-    while piece := os.pread(source, _PIECE, at):
-        window = overlap + piece
-        start = at - len(overlap)
-        portfolio = portfolio or b"/Collection" in window
-        plain = plain and not _BENT.search(window)
-        for found in _STREAM.finditer(window):
-            if start + found.end() > at:  # else it was seen with the piece before
-                _weigh(source, start + found.end(), window[max(0, found.start() - _BEFORE) : found.start()])
-        at += len(piece)
-        overlap = window[-_BEFORE:]
-    return portfolio, plain
-
-
-def _weigh(source: int, at: int, before: bytes) -> None:
-    """Refuse a stream that is a bomb. PDFium would unpack a gigabyte of it; its images it takes row by row."""
-    about = before[before.rfind(b" obj") + 1 :]
-    size = {name: int(number) for name, number in _SIZE.findall(about)}
-    width, height = size.get(b"Width", 0), size.get(b"Height", 0)
-    _check_size(width, height)
-    if b"/EmbeddedFile" not in about and _is_bomb(source, at, is_image=width * height > 0):
-        raise Refusal("huge", f"a stream in it unpacks to more than {BOMB_BYTES >> 20} MB")
-
-
-def _check_size(width: int, height: int) -> None:
-    if max(width, height) > MAX_SIDE_PX or width * height > MAX_PIXELS:
-        limit = f"{MAX_SIDE_PX} a side and {MAX_PIXELS // 10**6} Mpx"
-        raise Refusal("huge", f"an image of {width}x{height} pixels; the limit is {limit}")
-
-
-def _starts_packed(data: bytes) -> bool:
-    """Return whether data begin as zlib's do (RFC 1950, 2.2)."""
-    return len(data) > 2 and data[0] & 0x0F == 8 and data[0] >> 4 <= 7 and (data[0] << 8 | data[1]) % 31 == 0
-
-
-class _Layer:
-    """One packing of a stream; what comes out of it may be packed again."""
-
-    def __init__(self, depth: int = 0) -> None:
-        self._zlib = zlib.decompressobj()
-        self._depth = depth
-        self.bytes = 0
-        self.inner: _Layer | None = None
-
-    @property
-    def most(self) -> int:
-        """Bytes of the largest layer."""
-        return max(self.bytes, self.inner.most if self.inner else 0)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the stream ends here."""
-        return self._zlib.eof
-
-    def feed(self, data: bytes, limit: int) -> None:
-        """Unpack, until that is more than a limit.
-
-        Raises:
-            zlib.error: it is not packed.
-        """
-        while data and not self._zlib.eof and self.most < limit:
-            out = self._zlib.decompress(data, 1 << 16)
-            data = self._zlib.unconsumed_tail
-            if not self.bytes and self._depth < MAX_LAYERS and _starts_packed(out):
-                self.inner = _Layer(self._depth + 1)
-            self.bytes += len(out)
-            if self.inner is not None:
-                try:
-                    self.inner.feed(out, limit)
-                except zlib.error:
-                    self.inner = None
-
-
-def _is_bomb(source: int, at: int, *, is_image: bool) -> bool:
-    """Return whether a stream unpacks to `BOMB_BYTES`, and grows all the way there as nothing else does."""
-    data, taken, layer = os.pread(source, LONG_BYTES, at), 0, _Layer()
-    if not _starts_packed(data):
-        return False
-    try:
-        layer.feed(data[:512], 1 << 16)
-        is_nested = layer.inner is not None and layer.inner.bytes > 64
-        if is_image or (not is_nested and b"endstream" in data):  # too short to become large
-            return is_image and is_nested
-        layer = _Layer()
-        while data and not layer.ended and layer.most >= BOMB_RATIO * taken:
-            taken += len(data)
-            layer.feed(data, BOMB_BYTES)
-            if layer.most >= BOMB_BYTES:
-                return True
-            data = os.pread(source, LONG_BYTES, at + taken)
-    except zlib.error:
-        pass
-    return False
 
 
 # ------------------------------------------------------------------------------------------------ a page
@@ -284,7 +154,7 @@ class _Look:
         kind = self._pdfium.FPDFPageObj_GetType(thing)
         if kind == api.IMAGE:
             picture = api.Picture(self._pdfium, self._page, thing, outer)
-            _check_size(picture.width, picture.height)
+            check_size(picture.width, picture.height)
             if min(picture.width, picture.height) > 0 and math.isfinite(picture.wide * picture.high):
                 self.pictures.append(picture)
         elif kind == api.TEXT:
@@ -364,7 +234,7 @@ class _Look:
                 raise Refusal("huge", f"a page of {size}; the limit is {MAX_SIDE_PT / 72:.0f} inches a side")
             scale = finest if plain else max(finest, dpi / 72)
             across, down = max(1, round(self.wide * scale)), max(1, round(self.high * scale))
-        _check_size(across, down)
+        check_size(across, down)
         return (down, across, grey) if self.turns % 2 else (across, down, grey)
 
 
