@@ -55,6 +55,10 @@ SMALL_SHARE = 0.1
 FINE_BOX_PX = 32.0
 
 
+ONE_TILE = 0.8
+"""A picture may be looked at by so much smaller, if it then is one tile."""
+
+
 class _Line(msgspec.Struct, frozen=True):
     """A detected line: its quad as detected, upright on the picture, in pixels of the frame's array."""
 
@@ -160,6 +164,7 @@ class Reader:
     def _detect(self, pixels: Pixels) -> list[_Line]:
         """Find the lines of a picture, in its pixels; where the print is small, from nearer."""
         scale = self._scale(pixels)
+        scale = self._one_tile(pixels, scale)
         lines = self._look(pixels, scale)
         finer = self._finer_scale(pixels, scale, [line.height * scale for line in lines])
         if finer <= scale:
@@ -173,6 +178,19 @@ class Reader:
         """Return the detector's scale of a picture at first sight."""
         short, long = min(pixels.shape[:2]), max(pixels.shape[:2])
         return min(max(1.0, self.settings.short_side_px / short), self.settings.long_side_px / long)
+
+    def _one_tile(self, pixels: Pixels, scale: float) -> float:
+        """Return a scale, a little smaller where the whole picture then is one tile: two cost as much again."""
+        multiple = self.bundle.manifest.det.multiple
+        height, width = pixels.shape[0] * scale, pixels.shape[1] * scale
+        most = self.budget.tile_px(pixels.nbytes + _copy_bytes(pixels, scale))
+        for side in range(math.ceil(width / multiple), 0, -1):
+            share = min(1.0, side * multiple / width)
+            if share < ONE_TILE:
+                return scale
+            if side * multiple * math.ceil(share * height / multiple) * multiple <= most:
+                return scale * share
+        return scale
 
     def _finer_scale(self, pixels: Pixels, scale: float, heights: Sequence[float]) -> float:
         """Return the scale for a second look; not above the first where none is needed or possible."""

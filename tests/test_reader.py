@@ -142,3 +142,21 @@ def test_models_that_are_given_back_take_no_memory(portable_path):
         "print(before - memory.resident_bytes())\n"
     )
     assert int(ran.out) > 8 << 20, ran.err
+
+
+@pytest.mark.parametrize(("size", "tiles"), [((1200, 550), 1), ((1280, 640), 2)])
+def test_picture_a_little_larger_than_a_tile_is_looked_at_as_one(bundle_path, monkeypatch, size, tiles):
+    limit = memory.resident_bytes() // memory.MB + 250
+    reader = Reader(ModelBundle.load(bundle_path), ReaderSettings(memory_mb=limit))
+    seen: list[int] = []
+    crew_run = reader._crew.run
+
+    def run(model, pictures, costs):
+        seen.append(len(pictures) if model == "det" else 0)
+        return crew_run(model, pictures, costs)
+
+    monkeypatch.setattr(reader._crew, "run", run)
+    page = read(reader, printed(*size, [30] * 6).pixels)
+    assert seen[0] == tiles
+    assert len(page.lines) == 6
+    reader.close()
