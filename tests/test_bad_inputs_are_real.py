@@ -100,7 +100,7 @@ def test_inputs_with_lines_show_the_page_upright_on_white(inputs, name):
     assert np.corrcoef(shown, meant)[0, 1] > 0.9  # a mirrored or turned page stays below 0.6
 
 
-@pytest.mark.parametrize("name", ["gif", "webp", "apng", "tiff-pages"])
+@pytest.mark.parametrize("name", ["gif", "webp", "apng"])
 def test_animations_and_page_stacks_have_three_frames(inputs, name):
     with Image.open(inputs[name].path) as image:
         assert image.n_frames == 3
