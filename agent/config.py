@@ -24,7 +24,7 @@ from agent.setting_types import (
     TopicPrefix,
     Wait,
 )
-from agent.source_config import DocumentsConfig, FolderConfig, ScannerConfig, SourceConfig
+from agent.source_config import DocumentsConfig, FolderConfig, ScannerConfig, SourceConfig, UploadConfig, loopback
 
 MAX_SECRET_BYTES = 64 << 10
 
@@ -110,6 +110,22 @@ class PrivacyConfig(Strict, frozen=True):
     let_out: tuple[LetOut, ...] = ()
 
 
+class HooksConfig(Strict, frozen=True):
+    """Commands that are told of pages, one at a time and beside the reading.
+
+    Attributes:
+        on_accepted: program and arguments, started after each accepted page; empty for none.
+        on_failed: likewise after each page that was refused.
+        timeout_s: it is killed with its whole process group after so long.
+        max_waiting: pages that wait for it; with more the oldest are not told.
+    """
+
+    on_accepted: tuple[str, ...] = ()
+    on_failed: tuple[str, ...] = ()
+    timeout_s: Wait = 10.0
+    max_waiting: Annotated[int, Meta(ge=1, le=10_000)] = 100
+
+
 class BrokerConfig(Strict, frozen=True):
     """How to reach a broker; the same for devices and collectors.
 
@@ -176,6 +192,7 @@ class AgentConfig(Strict, frozen=True):
         documents: how files of several pages are read.
         outbox: where results wait.
         privacy: what is masked.
+        hooks: what is told of each page.
         mqtt: where they go; without it they stay in the outbox.
     """
 
@@ -188,6 +205,7 @@ class AgentConfig(Strict, frozen=True):
     documents: DocumentsConfig = DocumentsConfig()
     outbox: OutboxConfig = OutboxConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    hooks: HooksConfig = HooksConfig()
     mqtt: MqttConfig | None = None
 
 
@@ -236,6 +254,7 @@ def load(path: Path, kind: type[T], *, check_files: bool = True) -> T:
     if isinstance(config, AgentConfig):
         _check_sources(document, config.source)
         _check_patterns(document, config.privacy)
+        _check_hooks(document, config.hooks)
     else:
         _check_store(document, config.store)
     return config
@@ -282,6 +301,8 @@ def _check_sources(document: strict.Document, sources: tuple[SourceConfig, ...])
         if source.name in names:
             raise document.wrong(("source", number, "name"), "another source has this name", source.name)
         names.add(source.name)
+        if isinstance(source, UploadConfig):
+            _check_upload(document, number, source)
     _check_folders(document, sources)
     _check_scanners(document, sources)
 
@@ -314,6 +335,18 @@ def _check_scanners(document: strict.Document, sources: tuple[SourceConfig, ...]
         devices.add(source.device)
 
 
+def _check_upload(document: strict.Document, number: int, source: UploadConfig) -> None:
+    """Refuse what would let others ask than programs on this machine."""
+    if source.listen == "systemd" or source.listen.startswith("unix:"):
+        return
+    if loopback(source.listen) is None:
+        why = "must be of this machine, 127.0.0.1:PORT or [::1]:PORT: pages do not go over a network"
+        raise document.wrong(("source", number, "listen"), why, source.listen)
+    if source.token is None and not source.anyone:
+        why = "is missing: say where a token is, or let every program on this machine ask with anyone = true"
+        raise document.wrong(("source", number, "token"), why)
+
+
 def _check_patterns(document: strict.Document, privacy: PrivacyConfig) -> None:
     for number, rule in enumerate(privacy.let_out):
         try:
@@ -321,6 +354,15 @@ def _check_patterns(document: strict.Document, privacy: PrivacyConfig) -> None:
         except (re.error, RecursionError, OverflowError) as error:
             at = ("privacy", "let_out", number, "pattern")
             raise document.wrong(at, f"must be a regular expression: {error}", rule.pattern) from error
+
+
+def _check_hooks(document: strict.Document, hooks: HooksConfig) -> None:
+    for key in ("on_accepted", "on_failed"):
+        command = getattr(hooks, key)
+        if command and not os.path.isabs(command[0]):
+            raise document.wrong(("hooks", key), "must begin with the whole path of a program", command[0])
+        if any("\0" in part for part in command):
+            raise document.wrong(("hooks", key), "must not have a zero byte in it")
 
 
 def _check_broker(document: strict.Document, broker: BrokerConfig, check_files: bool) -> None:

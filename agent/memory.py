@@ -31,6 +31,7 @@ SCALED_BYTES = 8 * MB
 MARGIN_BYTES = 24 * MB
 
 M_MMAP_THRESHOLD = -3  # <malloc.h>
+M_ARENA_MAX = -8
 MMAP_THRESHOLD_BYTES = 8 * MB
 
 
@@ -105,6 +106,12 @@ def keep_heap_small() -> None:
     """
     if _LIBC is not None:
         _LIBC.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+
+
+def share_heap() -> None:
+    """Have threads share one heap: of its own, each would keep what it once had, and the system two for a core."""
+    if _LIBC is not None:
+        _LIBC.mallopt(M_ARENA_MAX, 1)
 
 
 def trim() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from agent.setting_types import Days, Megabytes, SourceName, Strict, Wait
+from agent.setting_types import Days, Megabytes, Secret, SourceName, Strict, Wait
 
 
 class FolderConfig(Strict, frozen=True, tag_field="type", tag="folder"):
@@ -104,5 +105,58 @@ class DocumentsConfig(Strict, frozen=True):
     pdf_dpi: Annotated[float, Meta(ge=72.0, le=600.0)] = 200.0
 
 
-SourceConfig = FolderConfig | ScannerConfig
+class UploadConfig(Strict, frozen=True, tag_field="type", tag="upload"):
+    """Files that programs on this machine send over HTTP, and wait for what is read on them.
+
+    Attributes:
+        name: of the source, in results.
+        listen: where: an address of this machine, a unix socket, or a socket that systemd passes.
+        token: where the token is that requests must bear.
+        anyone: requests need no token; on a unix socket its rights say who may ask.
+        masked: answers are masked as results are; false gives the whole text to who asked, results stay masked.
+        max_mb: of a file.
+        timeout_s: a request waits for its answer so long; the file is read all the same.
+        max_waiting: files that wait; more are refused for now.
+        max_connections: at the same time.
+        max_per_minute: requests of one address.
+        repeat_s: an answer can be had again under its Idempotency-Key for so long without reading again.
+        when_done: "keep" moves files that were read to `done`, "delete" deletes them; refused ones go to `failed`.
+        keep_days: handled files older than this are deleted.
+        keep_mb: and the oldest of them when they are larger than this together.
+    """
+
+    name: SourceName
+    listen: Annotated[
+        str,
+        Meta(
+            pattern=r"^([^\s\x00]+:[0-9]{1,5}|unix:/[^\x00\n]{1,100}|systemd)\Z",
+            description='"127.0.0.1:PORT", "[::1]:PORT", "unix:/PATH" or "systemd"',
+        ),
+    ]
+    token: Secret | None = None
+    anyone: bool = False
+    masked: bool = True
+    max_mb: Annotated[int, Meta(ge=1, le=1024)] = 25
+    timeout_s: Wait = 30.0
+    max_waiting: Annotated[int, Meta(ge=1, le=1000)] = 20
+    max_connections: Annotated[int, Meta(ge=1, le=100)] = 32
+    max_per_minute: Annotated[int, Meta(ge=1, le=100_000)] = 600
+    repeat_s: Annotated[float, Meta(ge=0.0, le=604_800.0)] = 86_400.0
+    when_done: Literal["keep", "delete"] = "delete"
+    keep_days: Days = 30.0
+    keep_mb: Megabytes = 2048
+
+
+_LOOPBACK = re.compile(r"(127(?:\.[0-9]{1,3}){3}|localhost|\[::1\]):([0-9]{1,5})\Z")
+
+
+def loopback(listen: str) -> tuple[str, int] | None:
+    """Return address and port of this machine in `listen`; None when others could reach it, or it is none."""
+    found = _LOOPBACK.match(listen)
+    if found is None or not 1 <= int(found[2]) <= 65_535:
+        return None
+    return found[1].strip("[]").replace("localhost", "127.0.0.1"), int(found[2])
+
+
+SourceConfig = FolderConfig | ScannerConfig | UploadConfig
 """Every kind of source, told apart by `type`; without it a source is a folder."""

@@ -23,12 +23,13 @@ from agent.ceiling import Ceiling, allowed_mb, fence
 from agent.clock import Clock
 from agent.config import AgentConfig
 from agent.errors import FrameError, InputError, OutboxError
+from agent.hooks import FailedPage, Hooks
 from agent.mask import Masker
 from agent.memory import Budget
 from agent.outbox import Outbox, Request
 from agent.page import Frame, PageResult, document_keys, to_json
-from agent.source_config import FolderConfig, ScannerConfig, SourceConfig
-from agent.sources import CHANGED, Capture, Source
+from agent.source_config import FolderConfig, ScannerConfig, SourceConfig, UploadConfig
+from agent.sources import CHANGED, Attentive, Capture, Source
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class Worker:
         self._open_reader = open_reader
         self._clock = clock or Clock()
         self._masker = Masker(config.privacy)
+        self._hooks = Hooks(config.hooks, self._clock)
         self._reader: PageReader | None = None
         self._ceiling = Ceiling(config.memory.limit_mb)
         self._rested = False
@@ -139,6 +141,7 @@ class Worker:
         """Give everything back."""
         for source in self._sources.values():
             source.close()
+        self._hooks.close()
         if self._reader is not None:
             self._reader.close()
         self._tell()
@@ -157,6 +160,7 @@ class Worker:
             # Nothing was decided about the page at hand; it is offered again when the outbox takes results.
             self._hold("failing", str(error))
             worked = False
+        self._hooks.tick()
         if self._clock.monotonic() - self._written_at >= STATE_S or self._state != self._written:
             self._tell()
         return worked
@@ -256,6 +260,7 @@ class Worker:
         self._unsaved = None
         self._finished.append(self._clock.monotonic())
         self._note(accepted=self._state.accepted + 1)
+        self._hooks.accepted(page.result)
         self._put_away(page.source, page.capture, None)
         return True
 
@@ -264,6 +269,9 @@ class Worker:
         self._outbox.fail(capture.key, reason)
         self._note(failed=self._state.failed + 1)
         _log.warning("%s: refused (%s), key %s", capture.source, reason, capture.key[:12])
+        if capture.keep:
+            said = (capture.key, capture.source, capture.name, reason, str(error), capture.page, capture.pages)
+            self._hooks.failed(FailedPage(*said))
         self._put_away(source, capture, error)
 
     def _put_away(self, source: Source, capture: Capture, error: FrameError | InputError | None) -> None:
@@ -362,13 +370,16 @@ class Worker:
             peak_mb=round(max(self._ceiling.most_mb, health.peak_mb()), 1),
         )
         health.write_state(Path(self._config.state_dir), "worker", told)
+        for source in self._sources.values():
+            if isinstance(source, Attentive):
+                source.heed(told)
 
     def _sleep(self) -> None:
         """Wait for a file, a signal or the next look."""
         idle = not self._state.held and self._unsaved is None
         sources = self._sources.values() if idle else ()
-        timeout = min([LOOK_S, *(source.next_s() for source in sources)])
-        watched = [fd for source in sources for fd in source.filenos()]
+        timeout = min([LOOK_S, self._hooks.next_s(), *(source.next_s() for source in sources)])
+        watched = [*self._hooks.filenos(), *(fd for source in sources for fd in source.filenos())]
         select.select([self._wake_out, *watched], [], [], max(0.0, timeout))
 
 
@@ -395,9 +406,17 @@ def _open_scanner(config: AgentConfig, source: SourceConfig, clock: Clock) -> So
     return ScannerSource(source, Path(config.state_dir), clock)
 
 
+def _open_upload(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
+    from agent.sources.upload import UploadSource
+
+    assert isinstance(source, UploadConfig)
+    return UploadSource(source, config, clock)
+
+
 _OPENERS: dict[type, Callable[[AgentConfig, SourceConfig, Clock], Source]] = {
     FolderConfig: _open_folder,
     ScannerConfig: _open_scanner,
+    UploadConfig: _open_upload,
 }
 
 

@@ -17,6 +17,7 @@ from agent import strict
 from agent.config import (
     AgentConfig,
     CollectorConfig,
+    HooksConfig,
     LetOut,
     MemoryConfig,
     MqttConfig,
@@ -27,7 +28,7 @@ from agent.config import (
     secret,
 )
 from agent.errors import ConfigError, ExitCode
-from agent.source_config import DocumentsConfig, FolderConfig, ScannerConfig
+from agent.source_config import DocumentsConfig, FolderConfig, ScannerConfig, UploadConfig
 from tests.command import ROOT
 
 SAMPLE = ROOT / "systemd" / "agent.toml"
@@ -109,6 +110,27 @@ max_waiting = 5
 when_done = "keep"
 keep_days = 7
 keep_mb = 9
+[[source]]
+type = "upload"
+name = "u"
+listen = "127.0.0.1:8733"
+token = "env:TOKEN"
+anyone = true
+masked = false
+max_mb = 5
+timeout_s = 9
+max_waiting = 3
+max_connections = 4
+max_per_minute = 7
+repeat_s = 60
+when_done = "keep"
+keep_days = 2
+keep_mb = 3
+[hooks]
+on_accepted = ["/bin/true", "x"]
+on_failed = ["/bin/false"]
+timeout_s = 3
+max_waiting = 2
 [documents]
 max_pages = 20
 pdf_dpi = 300
@@ -184,6 +206,22 @@ def test_every_setting_is_taken_as_written(tmp_path):
                 keep_days=7.0,
                 keep_mb=9,
             ),
+            UploadConfig(
+                name="u",
+                listen="127.0.0.1:8733",
+                token="env:TOKEN",
+                anyone=True,
+                masked=False,
+                max_mb=5,
+                timeout_s=9.0,
+                max_waiting=3,
+                max_connections=4,
+                max_per_minute=7,
+                repeat_s=60.0,
+                when_done="keep",
+                keep_days=2.0,
+                keep_mb=3,
+            ),
         ),
         documents=DocumentsConfig(max_pages=20, pdf_dpi=300.0),
         outbox=OutboxConfig(
@@ -198,6 +236,7 @@ def test_every_setting_is_taken_as_written(tmp_path):
         privacy=PrivacyConfig(
             mask=True, min_digits=12, keep_last=0, let_out=(LetOut(name="slip", pattern="9[0-9]{11}"),)
         ),
+        hooks=HooksConfig(on_accepted=("/bin/true", "x"), on_failed=("/bin/false",), timeout_s=3.0, max_waiting=2),
         mqtt=MqttConfig(
             host="127.0.0.1",
             port=1883,
@@ -269,6 +308,9 @@ EXAMPLES = {
     "privacy.let_out.name",
     "privacy.let_out.pattern",
     "source.scanner.name",
+    "source.upload.listen",
+    "source.upload.name",
+    "source.upload.token",
     "store_password",
 }
 SAMPLES = {SAMPLE: AgentConfig, ROOT / "systemd" / "collector.toml": CollectorConfig}
@@ -290,7 +332,7 @@ def test_the_sample_loads_with_all_that_it_shows(tmp_path):
     shown = load(written(tmp_path, text), AgentConfig)
     assert shown.mqtt.password == "file:/etc/edge-ocr/password"
     plain = load(SAMPLE, AgentConfig)
-    assert {type(source) for source in shown.source} == {FolderConfig, ScannerConfig}
+    assert {type(source) for source in shown.source} == {FolderConfig, ScannerConfig, UploadConfig}
     same = msgspec.structs.replace(
         shown,
         source=shown.source[:1],
@@ -359,7 +401,7 @@ def test_every_setting_misspelled_by_one_edit_is_named_with_what_was_meant(tmp_p
         if line.startswith("["):
             section = line
             continue
-        if line == 'type = "scanner"':
+        if line in ('type = "scanner"', 'type = "upload"'):
             section += f"\n{line}"
             continue
         name = line.partition(" = ")[0]
@@ -439,10 +481,20 @@ def test_a_setting_in_the_wrong_section_shows_what_is_known_there(tmp_path):
         ('host = "127.0.0.1"', 'host = "mqtt://h"', "40: mqtt.host = 'mqtt://h': must be a name or address in "),
         ('host = "127.0.0.1"\n', "", "39: mqtt.host: is missing; must be a name or address in quotes, "),
         ('name = "b"\n', "", "21: source.name: is missing; must be 1 to 32 of "),
-        ('type = "folder"', 'type = "camera"', "11: source.type = 'camera': must be one of \"folder\", \"scanner\""),
+        (
+            'type = "folder"',
+            'type = "camera"',
+            "11: source.type = 'camera': must be one of \"folder\", \"scanner\", \"upload\"",
+        ),
         ('pattern = "9[0-9]{11}"', 'pattern = "9["', "38: privacy.let_out.pattern = '9[': must be a regular "),
         ('name = "b"', 'name = "a"', "22: source.name = 'a': another source has this name"),
         ('path = "in-b"', 'path = "./in-a/"', "23: source.path = './in-a/': another source has this folder"),
+        ('listen = "127.0.0.1:8733"', 'listen = "8733"', "80: source.listen = '8733': must be \"127.0.0.1:PORT\", "),
+        ('listen = "127.0.0.1:8733"', 'listen = "0.0.0.0:8733"', "80: source.listen = '0.0.0.0:8733': must be of "),
+        ('listen = "127.0.0.1:8733"', 'listen = "127.0.0.1:0"', "80: source.listen = '127.0.0.1:0': must be of "),
+        ('token = "env:TOKEN"\nanyone = true', "", "77: source.token: is missing: say where a token is, or let "),
+        ('["/bin/true", "x"]', '["true"]', "94: hooks.on_accepted = 'true': must begin with the whole path "),
+        ('["/bin/false"]', '["/bin/false\\u0000"]', "95: hooks.on_failed: must not have a zero byte in it"),
         ("give_up_s = 10.5", "give_up_s = 0.5", "15: source.give_up_s = 0.5: must not be less than stable_s, 1"),
         ('cert_file = ""', 'cert_file = "c.pem"', "46: mqtt.cert_file = 'c.pem': needs key_file too"),
         ('key_file = ""', 'key_file = "k.pem"', "47: mqtt.key_file = 'k.pem': needs cert_file too"),
@@ -538,7 +590,7 @@ def test_a_value_of_another_kind_is_refused_with_its_line(tmp_path_factory, sett
     lines[number - 1] = f"{name} = {value}"
     text = value == '"zz"'
     if text and name in ("device", "state_dir", "bundle", "name", "path", "pattern", "host", "username", "topic_prefix",
-                         "home_assistant_prefix", "feeder", "mode"):  # fmt: skip
+                         "home_assistant_prefix", "feeder", "mode", "listen"):  # fmt: skip
         return
     path = tmp_path_factory.mktemp("kind") / "agent.toml"
     path.write_text("\n".join(lines))

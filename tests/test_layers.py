@@ -12,15 +12,18 @@ import pytest
 from tests.command import EDGE_OCR, ROOT, run, run_python
 
 LAYERS = (
-    ("errors", "clock", "lite", "documents"),
+    ("errors", "clock", "lite", "documents", "upload.problems"),
     ("page", "protocol", "strict", "tiff", "documents.pdfium", "documents.search"),
     ("documents.press",),
     ("setting_types",),
     ("source_config",),
     ("config",),
     ("bundle", "header", "memory", "health", "mask", "lite.elf", "lite.nb", "lite.place", "lite.processor", "cgroup"),
-    ("lite.binding", "lite.library", "ceiling", "documents.pdf"),
-    ("image", "detect", "orient", "recognize", "engines"),
+    ("lite.binding", "lite.library", "ceiling", "hooks", "documents.pdf"),
+    ("image", "detect", "orient", "recognize", "engines", "upload.connection", "upload.answers", "upload.tally"),
+    ("upload", "upload.body", "upload.listener", "upload.metrics"),
+    ("upload.desk", "upload.openapi"),
+    ("upload.front",),
     ("lite.build", "lite.measure"),
     ("lite.commands",),
     ("documents.document",),
@@ -28,7 +31,7 @@ LAYERS = (
     ("sources.orders", "sources.scanimage"),
     ("mate", "sources.pages", "sources.retention", "sources.scan_options", "sources.spool"),
     ("reader", "sources.folder"),
-    ("sources.scanner",),
+    ("sources.scanner", "sources.upload"),
     ("outbox.schema", "outbox.disk", "outbox.rows", "mqtt.tls", "collect.tables"),
     ("outbox.salvage", "outbox.retention", "outbox.life", "mqtt.connection", "collect.stores", "collect.inbox"),
     ("outbox.database", "mqtt.link"),
@@ -62,12 +65,15 @@ ONLY_IN = {
     "paddleslim": set(),
     "PIL": set(),
     "paho": {"mqtt.connection"},
+    "h11": {"upload.connection"},
+    "multipart": {"upload.body"},
+    "prometheus_client": {"upload.metrics"},
     "psycopg": {"collect.stores"},
     "sqlite_utils": {"collect.stores"},
     "requests": set(),
-    "socket": {"mqtt.tls"},
+    "socket": {"mqtt.tls", "upload.connection", "upload.front", "upload.listener"},
     "ssl": {"mqtt.link", "mqtt.tls"},
-    "urllib": set(),
+    "urllib": {"upload.front"},
     "http": set(),
 }
 """Where the agent may import what, lazily or not; what reads pictures has no network."""
@@ -168,7 +174,7 @@ def test_whole_agent_imports_without_a_runtime():
 
 def test_what_sees_pictures_has_no_network():
     # `unshare -n` proves it of a running worker (tests/system); this names the import that would break it.
-    assert not {"paho", "ssl", "socket", "psycopg"} & loaded_by(
+    assert not {"paho", "ssl", "socket", "psycopg", "h11", "multipart"} & loaded_by(
         "import agent.worker, agent.sources.folder, agent.sources.scanner, agent.reader"
     )
 

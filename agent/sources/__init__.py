@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from agent.errors import FrameError, InputError
+from agent.health import WorkerState
 from agent.memory import Budget
 from agent.page import Frame, PageResult
 
@@ -85,3 +86,11 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Give descriptors back. Claimed pages that are not done are offered again after the next start."""
+
+
+@runtime_checkable
+class Attentive(Protocol):
+    """A source beside which somebody waits, who is told at once when no pages are taken."""
+
+    def heed(self, state: WorkerState) -> None:
+        """Take what the worker tells about itself; called at its start, at every change, and every few seconds."""

@@ -93,6 +93,11 @@ class FolderSource:
             return waiting
         return None
 
+    def take_in(self, claim: str, name: str) -> None:
+        """Offer a complete file that was put straight among the claimed ones; when the folder is away, later."""
+        with suppress(OSError):
+            self._hold(claim, name, self._now())
+
     # ------------------------------------------------------------------------------------------------ polling
 
     def poll(self) -> FolderCapture | None:
@@ -334,6 +339,22 @@ class FolderSource:
             return self._tree.put_away(waiting.claim, waiting.name, DONE)
         self._tree.delete(waiting.claim, waiting.name)
         return ""
+
+    def discard(self, capture: Capture) -> None:
+        """Delete a file that nothing is to be kept of, whatever its verdict.
+
+        Raises:
+            OSError: it cannot be deleted now; it will be offered again.
+        """
+        assert isinstance(capture, FolderCapture)
+        waiting = self._forget(capture.path)
+        try:
+            self._tree.delete(waiting.claim, waiting.name)
+        except FileNotFoundError:
+            self._tree.end_claim(waiting.claim)
+        except OSError:
+            self._put_back(waiting, self._now() + STUCK_S)
+            raise
 
     def _put_back(self, waiting: Waiting, due: float) -> None:
         waiting.due = due

@@ -1,0 +1,159 @@
+"""A teller's front end that sends cheques one after the other: how long each takes, and what listening costs in memory.
+
+    python -m tests.bench.upload --bundle models/build/ppocr-v4-x86_64-fp32 --pages 60
+
+The worker is the real one, in a process of its own, with one thread. The last line is the result as JSON; exit status 1
+when a bar fails: p50 400 ms, p95 600 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from agent import health
+from agent.memory import resident_bytes
+from tests.broker import free_port
+from tests.command import ROOT
+from tests.upload_kit import ask, connected, send
+
+SIZE = (1200, 550)
+P50_MS, P95_MS = 400, 600
+FONT = "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"
+SETTINGS = """\
+device = "bench"
+state_dir = "{home}/state"
+[reader]
+bundle = "{bundle}"
+[[source]]
+type = "folder"
+name = "scans"
+path = "{home}/scans"
+[outbox]
+min_free_mb = 0
+"""
+UPLOAD = """\
+[[source]]
+type = "upload"
+name = "desk"
+listen = "{listen}"
+anyone = true
+max_per_minute = 100000
+"""
+
+
+def cheque(number: int) -> bytes:
+    """Return a drawn cheque as a JPEG."""
+    image = Image.new("RGB", SIZE, "#f4f1e6")
+    draw = ImageDraw.Draw(image)
+    for at in range(0, SIZE[0], 12):
+        draw.line((at, 0, at + 200, SIZE[1]), fill="#ece6d4")
+    lines = (
+        (60, 40, 40, "NORTHERN COMMERCIAL BANK"),
+        (60, 95, 22, "12 Harbour Road, Branch 0042"),
+        (820, 50, 26, f"Cheque No. {number:06d}"),
+        (820, 100, 26, "Date  2026-11-22"),
+        (60, 180, 26, "Pay to the order of"),
+        (340, 174, 32, "Blue Lantern Grocery Ltd"),
+        (60, 260, 28, f"{number} thousand two hundred and thirty-four dollars only"),
+        (880, 250, 36, f"$ {number},234.50"),
+        (60, 350, 22, "Memo: invoice 2026/0817"),
+        (800, 400, 22, "Authorised signature"),
+        (120, 480, 32, f"{number:06d}  021000021  7731405528"),
+    )
+    for x, y, size, text in lines:
+        draw.text((x, y), text, "#1a1a2a", ImageFont.truetype(FONT, size))
+    draw.rectangle((860, 240, 1140, 300), outline="#444444", width=2)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=88)
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def worker(home: Path, bundle: Path, listen: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker that is ready, with or without an upload source."""
+    text = SETTINGS + (UPLOAD if listen else "")
+    home.mkdir()
+    (home / "agent.toml").write_text(text.format(home=home, bundle=bundle.absolute(), listen=listen))
+    command = (sys.executable, "-m", "agent", "worker", "-c", str(home / "agent.toml"))
+    with open(home / "log", "wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=log)
+    try:
+        while health.read_state(home / "state", "worker", health.WorkerState) is None:
+            if process.poll() is not None:
+                raise SystemExit((home / "log").read_text())
+            time.sleep(0.05)
+        time.sleep(0.5)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def measure(home: Path, bundle: Path, pages: int, warm: int) -> dict[str, float]:
+    """Return what was measured."""
+    with worker(home / "without", bundle, "") as process:
+        without_mb = resident_bytes(process.pid) / (1 << 20)
+    listen = f"127.0.0.1:{free_port()}"
+    with worker(home / "with", bundle, listen) as process:
+        idle_mb = resident_bytes(process.pid) / (1 << 20)
+        total_ms, read_ms, lines = [], [], 0
+        with connected(listen) as link:
+            for number in range(warm + pages):
+                picture = cheque(number + 1)
+                began = time.perf_counter()
+                reply = send(link, "POST", "/v1/read", picture, {"Content-Type": "image/jpeg"})
+                took_ms = 1000 * (time.perf_counter() - began)
+                (page,) = reply.json["pages"]
+                if number >= warm:
+                    total_ms.append(took_ms)
+                    read_ms.append(1000 * page["seconds"])
+                    lines += len(page["lines"])
+        busy_mb = resident_bytes(process.pid) / (1 << 20)
+        assert ask(listen, "GET", "/metrics").status == 200
+        scraped_mb = resident_bytes(process.pid) / (1 << 20)
+    beside_ms = [total - read for total, read in zip(total_ms, read_ms, strict=True)]
+    return {
+        "pages": pages,
+        "lines": round(lines / pages, 1),
+        "p50_ms": round(statistics.median(total_ms)),
+        "p95_ms": round(statistics.quantiles(total_ms, n=20)[-1]),
+        "read_p50_ms": round(statistics.median(read_ms)),
+        "beside_p50_ms": round(statistics.median(beside_ms), 1),
+        "beside_p95_ms": round(statistics.quantiles(beside_ms, n=20)[-1], 1),
+        "without_source_mb": round(without_mb, 1),
+        "with_source_mb": round(idle_mb, 1),
+        "after_pages_mb": round(busy_mb, 1),
+        "metrics_mb": round(scraped_mb - busy_mb, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, default=ROOT / "models/build/ppocr-v4-x86_64-fp32")
+    parser.add_argument("--pages", type=int, default=60)
+    parser.add_argument("--warm", type=int, default=5)
+    parser.add_argument("--save", type=Path, help="Write the first picture there.")
+    arguments = parser.parse_args()
+    if arguments.save:
+        arguments.save.write_bytes(cheque(1))
+    with tempfile.TemporaryDirectory() as home:
+        found = measure(Path(home), arguments.bundle, arguments.pages, arguments.warm)
+    passed = found["p50_ms"] <= P50_MS and found["p95_ms"] <= P95_MS
+    print(json.dumps({**found, "passed": passed}))
+    sys.exit(not passed)
+
+
+if __name__ == "__main__":
+    main()
