@@ -12,7 +12,8 @@ BENCH_ARGS ?=
 # What the converter draws documents with; the tests name what is missing.
 FONTS := fonts-arphic-ukai fonts-arphic-uming fonts-dejavu-core fonts-liberation fonts-wqy-zenhei
 GROUPS := convert,compress,onnx,postgres,dev
-PROGRAMS := g++ g++-aarch64-linux-gnu mosquitto openssl postgresql qemu-user sane-utils strace
+PROGRAMS := ffmpeg g++ g++-aarch64-linux-gnu gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good \
+	gstreamer1.0-plugins-ugly mosquitto openssl postgresql python3-gi qemu-user sane-utils strace
 KILLS ?= 1000
 PAGES ?= 2000
 

@@ -16,15 +16,17 @@ from typing import Literal
 import msgspec
 
 from agent import cgroup, health, memory
-from agent.config import AgentConfig, load
+from agent.config import AgentConfig, load, secret
 from agent.errors import AgentError, ConfigError, ExitCode
-from agent.source_config import FolderConfig, ScannerConfig, SourceConfig
+from agent.source_config import CameraConfig, FolderConfig, ScannerConfig, SourceConfig, UploadConfig
+from agent.sources import device as camera_device
 from agent.sources import scan_options, scanimage
 from agent.sources.scanimage import Device, Fault
 
 LIST_S = 6.0
 """Looking for scanners takes seconds where the network is asked; all checks together stay below ten."""
 ASK_S = 2.5
+OPEN_S = 4.0
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -150,6 +152,8 @@ def _reading(subject: Subject) -> Iterator[Finding]:
 
 def _need_mb(source: SourceConfig) -> int:
     """Return what the programs of a source take."""
+    if isinstance(source, CameraConfig):
+        return camera_device.needs_mb(source)
     return scan_options.needs_mb(source) if isinstance(source, ScannerConfig) else 0
 
 
@@ -215,9 +219,56 @@ def _can(source: ScannerConfig, device: str) -> Finding:
     return Finding("ok", source.name, f"{device}: {' '.join(arguments)}")
 
 
+def _camera(subject: Subject, source: SourceConfig) -> Iterator[Finding]:
+    """Open a camera and look at one picture."""
+    assert isinstance(source, CameraConfig)
+    if said := camera_device.unstable(source.device):
+        yield Finding("warn", source.name, said)
+    if health.running(Path(subject.config.state_dir), "worker"):
+        yield Finding("ok", source.name, f"{source.device}; the worker has it")
+        return
+    try:
+        glance = camera_device.first_glance(source, OPEN_S)
+    except (AgentError, OSError) as error:
+        yield Finding("fail", source.name, str(error))
+        return
+    if not glance.frames:
+        said = glance.said or f"{source.device}: no picture within {OPEN_S:g} s; is it on?"
+        yield Finding("fail", source.name, said)
+    else:
+        said = f"{source.device}: {glance.width}x{glance.height}"
+        yield Finding("ok", source.name, said, f"`edge-ocr camera {source.name}` shows what is measured")
+
+
+def _upload(subject: Subject, source: SourceConfig) -> Iterator[Finding]:
+    """Listen for a moment where nobody does."""
+    assert isinstance(source, UploadConfig)
+    try:
+        token = secret(source.token)
+        if health.running(Path(subject.config.state_dir), "worker"):
+            yield Finding("ok", source.name, f"{source.listen}; the worker listens there")
+            return
+        if source.listen == "systemd":
+            yield Finding("ok", source.name, "listens on the socket that systemd passes")
+            return
+        if source.listen.startswith("unix:"):  # one that is made here would be this user's
+            folder = Path(source.listen.removeprefix("unix:")).parent
+            yield _folder_finding(source.name, folder, "the agent's user must be able to write into it")
+            return
+        from agent.upload.listener import open_socket
+
+        open_socket(source, has_token=token is not None).close()
+    except ConfigError as error:
+        yield Finding("fail", source.name, str(error))
+        return
+    yield Finding("ok", source.name, f"{source.listen}: free, {'with a token' if token else 'open to anyone here'}")
+
+
 _SOURCES: dict[type, Callable[[Subject, SourceConfig], Iterator[Finding]]] = {
     FolderConfig: _folder,
     ScannerConfig: _scanner,
+    CameraConfig: _camera,
+    UploadConfig: _upload,
 }
 
 

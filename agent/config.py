@@ -24,7 +24,15 @@ from agent.setting_types import (
     TopicPrefix,
     Wait,
 )
-from agent.source_config import DocumentsConfig, FolderConfig, ScannerConfig, SourceConfig, UploadConfig, loopback
+from agent.source_config import (
+    CameraConfig,
+    DocumentsConfig,
+    FolderConfig,
+    ScannerConfig,
+    SourceConfig,
+    UploadConfig,
+    loopback,
+)
 
 MAX_SECRET_BYTES = 64 << 10
 
@@ -305,6 +313,7 @@ def _check_sources(document: strict.Document, sources: tuple[SourceConfig, ...])
             _check_upload(document, number, source)
     _check_folders(document, sources)
     _check_scanners(document, sources)
+    _check_cameras(document, sources)
 
 
 def _check_folders(document: strict.Document, sources: tuple[SourceConfig, ...]) -> None:
@@ -345,6 +354,25 @@ def _check_upload(document: strict.Document, number: int, source: UploadConfig) 
     if source.token is None and not source.anyone:
         why = "is missing: say where a token is, or let every program on this machine ask with anyone = true"
         raise document.wrong(("source", number, "token"), why)
+
+
+def _check_cameras(document: strict.Document, sources: tuple[SourceConfig, ...]) -> None:
+    devices: set[str] = set()
+    for number, source in enumerate(sources):
+        if not isinstance(source, CameraConfig):
+            continue
+        if re.search(r"://[^/?#]*@", source.device):
+            why = "holds a user or a password; they belong in username and password"
+            raise document.wrong(("source", number, "device"), why)
+        if source.device in devices:
+            raise document.wrong(("source", number, "device"), "another source has this device", source.device)
+        for key, low, less, more in (
+            ("right", "left", source.left, source.right),
+            ("bottom", "top", source.top, source.bottom),
+        ):
+            if more - less < 0.01:
+                raise document.wrong(("source", number, key), f"must be more than {low}, {less:g}, by 0.01", more)
+        devices.add(source.device)
 
 
 def _check_patterns(document: strict.Document, privacy: PrivacyConfig) -> None:

@@ -39,6 +39,7 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
         rebuilds: how often the models were loaded anew since the start, because memory had grown.
         bundle: label of the models.
         last_error: one line; empty when there was none.
+        troubles: of sources that give no pages though they should, one line each.
     """
 
     pid: int
@@ -56,6 +57,7 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     rebuilds: int = 0
     bundle: str = ""
     last_error: str = ""
+    troubles: tuple[str, ...] = ()
 
 
 class UplinkState(msgspec.Struct, frozen=True, kw_only=True):

@@ -126,7 +126,8 @@ def _of_worker(worker: WorkerState | None, clock: Clock) -> list[str]:
     if worker is None:
         return ["worker: not running; start `edge-ocr run`, or look at its log"]
     held = [f"worker: takes no pages: {worker.held}"] if worker.held else []
-    return [*held, *_silent("worker", worker, clock)]
+    troubles = [f"source {trouble}" for trouble in worker.troubles]
+    return [*held, *troubles, *_silent("worker", worker, clock)]
 
 
 def _of_uplink(config: AgentConfig, uplink: UplinkState | None, clock: Clock) -> list[str]:

@@ -9,6 +9,10 @@ from msgspec import Meta
 
 from agent.setting_types import Days, Megabytes, Secret, SourceName, Strict, Wait
 
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Percent = Annotated[float, Meta(ge=0.0, le=100.0)]
+GreyLevels = Annotated[float, Meta(ge=0.0, le=255.0)]
+
 
 class FolderConfig(Strict, frozen=True, tag_field="type", tag="folder"):
     """A folder that scanners or people put pictures into.
@@ -105,6 +109,57 @@ class DocumentsConfig(Strict, frozen=True):
     pdf_dpi: Annotated[float, Meta(ge=72.0, le=600.0)] = 200.0
 
 
+class CameraConfig(Strict, frozen=True, tag_field="type", tag="camera"):
+    """A camera that pages are held under: each is taken once, when it lies still.
+
+    Attributes:
+        name: of the source, in results.
+        device: path of a V4L2 device, best the one below /dev/v4l/by-id; an address that begins with rtsp:// or
+            http://; a named pipe, or a video file, which is played once.
+        username: at the address, or empty.
+        password: where the password for it is.
+        width: asked of a V4L2 device, in pixels; it takes the nearest that it has.
+        height: likewise.
+        left: edge of what is looked at, as a share of the picture's width.
+        top: likewise, of its height.
+        right: likewise, of its width.
+        bottom: likewise, of its height.
+        preset: limits for a "document-camera" above a table, or a "stream" from farther away.
+        still_s: a page is taken when it has not moved for so long. This and the next four: None has the preset's.
+        max_motion: what may change meanwhile, in percent of the picture.
+        min_sharpness: edges at least so steep, in grey levels a pixel.
+        min_change: so much of the writing is not as on the page taken last, in percent.
+        min_text: so much stands out like writing, in percent of the picture; less is an empty table.
+        max_black: a picture no brighter than this on average is black, in grey levels.
+        frozen_s: a device that repeats the same picture bit for bit for so long hangs; 0: it may.
+        when_done: "keep" moves pages that were read to `done`, "delete" deletes them; refused ones go to `failed`.
+        keep_days: handled pages older than this are deleted.
+        keep_mb: and the oldest of them when they are larger than this together.
+    """
+
+    name: SourceName
+    device: Annotated[str, Meta(min_length=1, max_length=4096)]
+    username: Annotated[str, Meta(max_length=256)] = ""
+    password: Secret | None = None
+    width: Annotated[int, Meta(ge=160, le=16_384)] = 1920
+    height: Annotated[int, Meta(ge=120, le=16_384)] = 1080
+    left: Share = 0.0
+    top: Share = 0.0
+    right: Share = 1.0
+    bottom: Share = 1.0
+    preset: Literal["document-camera", "stream"] = "document-camera"
+    still_s: Annotated[float, Meta(ge=0.05, le=60.0)] | None = None
+    max_motion: Percent | None = None
+    min_sharpness: GreyLevels | None = None
+    min_change: Percent | None = None
+    min_text: Percent | None = None
+    max_black: GreyLevels = 10.0
+    frozen_s: Annotated[float, Meta(ge=0.0, le=86_400.0)] = 3.0
+    when_done: Literal["keep", "delete"] = "keep"
+    keep_days: Days = 30.0
+    keep_mb: Megabytes = 2048
+
+
 class UploadConfig(Strict, frozen=True, tag_field="type", tag="upload"):
     """Files that programs on this machine send over HTTP, and wait for what is read on them.
 
@@ -158,5 +213,5 @@ def loopback(listen: str) -> tuple[str, int] | None:
     return found[1].strip("[]").replace("localhost", "127.0.0.1"), int(found[2])
 
 
-SourceConfig = FolderConfig | ScannerConfig | UploadConfig
+SourceConfig = FolderConfig | ScannerConfig | CameraConfig | UploadConfig
 """Every kind of source, told apart by `type`; without it a source is a folder."""

@@ -28,7 +28,7 @@ from agent.mask import Masker
 from agent.memory import Budget
 from agent.outbox import Outbox, Request
 from agent.page import Frame, PageResult, document_keys, to_json
-from agent.source_config import FolderConfig, ScannerConfig, SourceConfig, UploadConfig
+from agent.source_config import CameraConfig, FolderConfig, ScannerConfig, SourceConfig, UploadConfig
 from agent.sources import CHANGED, Attentive, Capture, Source
 
 _log = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ class Worker:
         self._written = self._state
         self._finished: deque[float] = deque(maxlen=10_000)
         self._level: str = config.log_level
+        self._troubles = dict.fromkeys(self._sources, "")
         self._written_at = self._tidied_at = self._looked_at = float("-inf")
         self._stopping = False
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -155,6 +156,7 @@ class Worker:
             self._tidy()
             self._hold(self._outbox.held())
             worked = self._save_unsaved() if self._unsaved else not self._state.held and self._take_page()
+            self._hear_troubles()
             self._mind_memory(worked)
         except OutboxError as error:
             # Nothing was decided about the page at hand; it is offered again when the outbox takes results.
@@ -337,6 +339,17 @@ class Worker:
             for source in self._sources.values():
                 source.tidy()
 
+    def _hear_troubles(self) -> None:
+        """Have the centre and `edge-ocr status` know when a source gives no pages; sources log it themselves."""
+        for name, source in self._sources.items():
+            trouble = source.trouble()
+            if trouble == self._troubles[name]:
+                continue
+            if trouble:
+                self._outbox.add_event("alarm", f"{name}: {trouble}")
+            self._troubles[name] = trouble
+            self._note(troubles=tuple(f"{name}: {said}" for name, said in sorted(self._troubles.items()) if said))
+
     def _set_level(self, level: str) -> None:
         """Follow a changed level of the log; "" is the configured one."""
         level = level or self._config.log_level
@@ -413,10 +426,18 @@ def _open_upload(config: AgentConfig, source: SourceConfig, clock: Clock) -> Sou
     return UploadSource(source, config, clock)
 
 
+def _open_camera(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
+    from agent.sources.camera import CameraSource
+
+    assert isinstance(source, CameraConfig)
+    return CameraSource(source, Path(config.state_dir), clock)
+
+
 _OPENERS: dict[type, Callable[[AgentConfig, SourceConfig, Clock], Source]] = {
     FolderConfig: _open_folder,
     ScannerConfig: _open_scanner,
     UploadConfig: _open_upload,
+    CameraConfig: _open_camera,
 }
 
 

@@ -130,10 +130,10 @@ setup_peer() {
     printf '%s\n' "$print" >"$1/.setup"
 }
 
-# has_program PACKAGE: whether its program, or for fonts the package, is there. Debian keeps servers where only root's path looks.
+# has_program PACKAGE: whether its program, or for fonts and libraries the package, is there. Debian keeps servers where only root's path looks.
 has_program() {
     case $1 in
-    fonts-*) dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' ;;
+    fonts-* | gir1.2-* | gstreamer1.0-* | python3-gi) dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' ;;
     g++-*) command -v "${1#g++-}-g++" >/dev/null ;;
     qemu-user) command -v qemu-aarch64 >/dev/null ;;
     sane-utils) command -v scanimage >/dev/null ;;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from agent import check
 from agent.check import Finding
 from agent.errors import ExitCode
 from tests import sane
+from tests.broker import free_port
 from tests.command import EDGE_OCR, environment, run
 from tests.test_layers import loaded_by
 
@@ -167,3 +169,24 @@ def test_json_is_for_programs(home, bundle_path):
     told = json.loads(check.to_json((Finding("warn", "a", "b"), Finding("fail", "c", "d", "e"))))
     assert told["ok"] is False
     assert told["findings"][1] == {"level": "fail", "about": "c", "said": "d", "advice": "e"}
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_upload_source_is_checked_without_leaving_a_trace(home, bundle_path, kind):
+    port = free_port()
+    listen = f"127.0.0.1:{port}" if kind == "tcp" else f"unix:{home}/desk.sock"
+    more = f'[[source]]\ntype = "upload"\nname = "up"\nlisten = "{listen}"\nanyone = true\n'
+    path = settings(home, bundle_path, more)
+    before = sorted(home.iterdir())
+    assert found(check.make(path), "up").level == "ok"
+    assert sorted(home.iterdir()) == before
+    if kind == "tcp":
+        with socket.create_server(("127.0.0.1", port)):
+            finding = found(check.make(path), "up")
+        assert finding.level == "fail" and "Address already in use" in finding.said
+
+
+def test_upload_source_whose_token_is_missing_fails(home, bundle_path):
+    more = '[[source]]\ntype = "upload"\nname = "up"\nlisten = "127.0.0.1:9"\ntoken = "env:NO_SUCH_TOKEN"\n'
+    finding = found(check.make(settings(home, bundle_path, more)), "up")
+    assert (finding.level, finding.said) == ("fail", "env:NO_SUCH_TOKEN: the environment has no NO_SUCH_TOKEN")

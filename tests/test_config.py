@@ -28,7 +28,7 @@ from agent.config import (
     secret,
 )
 from agent.errors import ConfigError, ExitCode
-from agent.source_config import DocumentsConfig, FolderConfig, ScannerConfig, UploadConfig
+from agent.source_config import CameraConfig, DocumentsConfig, FolderConfig, ScannerConfig, UploadConfig
 from tests.command import ROOT
 
 SAMPLE = ROOT / "systemd" / "agent.toml"
@@ -134,6 +134,29 @@ max_waiting = 2
 [documents]
 max_pages = 20
 pdf_dpi = 300
+[[source]]
+type = "camera"
+name = "d"
+device = "rtsp://camera/desk"
+username = "u"
+password = "env:CAMERA"
+width = 640
+height = 480
+left = 0.1
+top = 0.2
+right = 0.9
+bottom = 0.8
+preset = "stream"
+still_s = 1
+max_motion = 2
+min_sharpness = 3.5
+min_change = 4
+min_text = 0
+max_black = 0
+frozen_s = 0
+when_done = "delete"
+keep_days = 6
+keep_mb = 7
 """
 COLLECTOR = """\
 name = "centre"
@@ -222,6 +245,29 @@ def test_every_setting_is_taken_as_written(tmp_path):
                 keep_days=2.0,
                 keep_mb=3,
             ),
+            CameraConfig(
+                name="d",
+                device="rtsp://camera/desk",
+                username="u",
+                password="env:CAMERA",
+                width=640,
+                height=480,
+                left=0.1,
+                top=0.2,
+                right=0.9,
+                bottom=0.8,
+                preset="stream",
+                still_s=1.0,
+                max_motion=2.0,
+                min_sharpness=3.5,
+                min_change=4.0,
+                min_text=0.0,
+                max_black=0.0,
+                frozen_s=0.0,
+                when_done="delete",
+                keep_days=6.0,
+                keep_mb=7,
+            ),
         ),
         documents=DocumentsConfig(max_pages=20, pdf_dpi=300.0),
         outbox=OutboxConfig(
@@ -303,6 +349,7 @@ def fields(kind: type) -> dict[str, inspect.Field]:
     return {path: field for path, (field, _) in structs(inspect.type_info(kind)).items()}
 
 
+PRESET = ("still_s", "max_motion", "min_sharpness", "min_change", "min_text")
 EXAMPLES = {
     "mqtt.password",
     "privacy.let_out.name",
@@ -311,6 +358,7 @@ EXAMPLES = {
     "source.upload.listen",
     "source.upload.name",
     "source.upload.token",
+    *(f"source.camera.{name}" for name in ("name", "device", "password", *PRESET)),
     "store_password",
 }
 SAMPLES = {SAMPLE: AgentConfig, ROOT / "systemd" / "collector.toml": CollectorConfig}
@@ -332,7 +380,7 @@ def test_the_sample_loads_with_all_that_it_shows(tmp_path):
     shown = load(written(tmp_path, text), AgentConfig)
     assert shown.mqtt.password == "file:/etc/edge-ocr/password"
     plain = load(SAMPLE, AgentConfig)
-    assert {type(source) for source in shown.source} == {FolderConfig, ScannerConfig, UploadConfig}
+    assert {type(source) for source in shown.source} == {FolderConfig, ScannerConfig, CameraConfig, UploadConfig}
     same = msgspec.structs.replace(
         shown,
         source=shown.source[:1],
@@ -401,7 +449,7 @@ def test_every_setting_misspelled_by_one_edit_is_named_with_what_was_meant(tmp_p
         if line.startswith("["):
             section = line
             continue
-        if line in ('type = "scanner"', 'type = "upload"'):
+        if line in ('type = "scanner"', 'type = "camera"', 'type = "upload"'):
             section += f"\n{line}"
             continue
         name = line.partition(" = ")[0]
@@ -481,11 +529,7 @@ def test_a_setting_in_the_wrong_section_shows_what_is_known_there(tmp_path):
         ('host = "127.0.0.1"', 'host = "mqtt://h"', "40: mqtt.host = 'mqtt://h': must be a name or address in "),
         ('host = "127.0.0.1"\n', "", "39: mqtt.host: is missing; must be a name or address in quotes, "),
         ('name = "b"\n', "", "21: source.name: is missing; must be 1 to 32 of "),
-        (
-            'type = "folder"',
-            'type = "camera"',
-            "11: source.type = 'camera': must be one of \"folder\", \"scanner\", \"upload\"",
-        ),
+        ('type = "folder"', 'type = "cam"', "11: source.type = 'cam': must be one of \"camera\", \"folder\", "),
         ('pattern = "9[0-9]{11}"', 'pattern = "9["', "38: privacy.let_out.pattern = '9[': must be a regular "),
         ('name = "b"', 'name = "a"', "22: source.name = 'a': another source has this name"),
         ('path = "in-b"', 'path = "./in-a/"', "23: source.path = './in-a/': another source has this folder"),

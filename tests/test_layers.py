@@ -27,11 +27,12 @@ LAYERS = (
     ("lite.build", "lite.measure"),
     ("lite.commands",),
     ("documents.document",),
-    ("models", "trial", "sources", "sources.inbox", "sources.tree", "sources.watch"),
+    ("models", "trial", "sources", "sources.glance", "sources.inbox", "sources.tree", "sources.watch"),
     ("sources.orders", "sources.scanimage"),
-    ("mate", "sources.pages", "sources.retention", "sources.scan_options", "sources.spool"),
-    ("reader", "sources.folder"),
-    ("sources.scanner", "sources.upload"),
+    ("mate", "sources.feed", "sources.gate", "sources.pages", "sources.retention", "sources.scan_options"),
+    ("reader", "sources.device", "sources.eye", "sources.folder", "sources.spool"),
+    ("sources.camera", "sources.scanner", "sources.upload"),
+    ("sources.adjust",),
     ("outbox.schema", "outbox.disk", "outbox.rows", "mqtt.tls", "collect.tables"),
     ("outbox.salvage", "outbox.retention", "outbox.life", "mqtt.connection", "collect.stores", "collect.inbox"),
     ("outbox.database", "mqtt.link"),
@@ -53,9 +54,9 @@ LAYERS = (
 CONVERTERS_MAY_IMPORT = {"errors", "page", "batch", "bundle", "image", "engines", "reader", "memory"}
 RUNTIMES = {"paddle", "paddlelite", "onnxruntime"}
 ONLY_IN = {
-    "cv2": {"image", "detect"},
+    "cv2": {"image", "detect", "sources.eye", "sources.feed", "sources.gate"},
     "psutil": set(),
-    "click": {"__main__", "service", "lite.commands"},
+    "click": {"__main__", "service", "lite.commands", "sources.adjust"},
     "inotify_simple": {"sources.watch"},
     "tomli": set(),
     "pypdfium2": set(),  # PDFium by ctypes, in a process of its own
@@ -71,7 +72,8 @@ ONLY_IN = {
     "psycopg": {"collect.stores"},
     "sqlite_utils": {"collect.stores"},
     "requests": set(),
-    "socket": {"mqtt.tls", "upload.connection", "upload.front", "upload.listener"},
+    # The camera's is in a process of its own.
+    "socket": {"mqtt.tls", "sources.feed", "upload.connection", "upload.front", "upload.listener"},
     "ssl": {"mqtt.link", "mqtt.tls"},
     "urllib": {"upload.front"},
     "http": set(),
@@ -200,6 +202,7 @@ def test_help_names_every_command():
             "worker",
             "uplink",
             "collect",
+            "camera",
             "status",
             "outbox",
             "check",

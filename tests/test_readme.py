@@ -12,6 +12,7 @@ from agent import service
 from agent.__main__ import cli
 from agent.errors import ExitCode
 from agent.lite.commands import lite_group
+from agent.sources.adjust import camera_command
 from converters.__main__ import convert_command
 from converters.bench import bench_command
 from converters.evaluate import evaluate_command
@@ -24,6 +25,7 @@ COMMANDS = {
     "worker": service.worker_command,
     "uplink": service.uplink_command,
     "collect": service.collect_command,
+    "camera": camera_command,
     "status": service.status_command,
     "outbox": service.outbox_group,
     "check": service.check_command,
