@@ -124,7 +124,7 @@ def _state(subject: Subject) -> Iterator[Finding]:
 
 def _reading(subject: Subject) -> Iterator[Finding]:
     """Load the models as the worker does, and tell what is left of the limit."""
-    from agent.worker import open_reader
+    from agent.openers import open_reader
 
     config = subject.config
     group = cgroup.look().limit_bytes // memory.MB

@@ -20,13 +20,14 @@ from agent.clock import Clock
 from agent.config import AgentConfig, OutboxConfig, load
 from agent.errors import ConfigError, ExitCode
 from agent.health import WorkerState, read_state
+from agent.openers import open_sources
 from agent.outbox import Outbox
 from agent.source_config import CameraConfig
 from agent.sources import camera, feed
 from agent.sources.camera import CameraSource
 from agent.sources.device import PRESETS, limits_of, task_of, unstable
 from agent.sources.gate import Gate
-from agent.worker import Worker, open_sources
+from agent.worker import Worker
 from tests import films
 from tests.cameras import Camera, free_port
 from tests.command import EDGE_OCR, run

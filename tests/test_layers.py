@@ -44,6 +44,7 @@ LAYERS = (
     ("uplink.post",),
     ("uplink.uplink",),
     ("uplink",),
+    ("openers",),
     ("batch", "worker", "supervise", "report"),
     ("check", "scan"),
     ("service",),

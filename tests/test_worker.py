@@ -19,10 +19,11 @@ from agent import health
 from agent.clock import Clock
 from agent.config import AgentConfig, MemoryConfig, OutboxConfig
 from agent.errors import OutboxError
+from agent.openers import open_sources
 from agent.outbox import Marks, Outbox
 from agent.page import Frame, PageResult
 from agent.source_config import FolderConfig
-from agent.worker import Worker, open_sources
+from agent.worker import Worker
 from tests.command import ROOT
 from tests.stub_worker import CRASHES, FAILS, HANGS, HOARDS, LEAKS, SWELLS, StubReader, draw
 from tests.system.branch import until

@@ -20,10 +20,11 @@ import msgspec
 
 from agent.clock import Clock
 from agent.config import AgentConfig, HooksConfig, OutboxConfig
+from agent.openers import open_sources
 from agent.outbox import Outbox
 from agent.page import Frame, PageResult
 from agent.source_config import UploadConfig
-from agent.worker import Worker, open_sources
+from agent.worker import Worker
 from tests.broker import free_port
 from tests.command import ROOT
 from tests.stub_worker import READS, StubReader, draw

@@ -13,9 +13,10 @@ from agent import health
 from agent.clock import Clock
 from agent.config import AgentConfig, OutboxConfig
 from agent.errors import AgentError
+from agent.openers import open_sources
 from agent.outbox import Outbox
 from agent.source_config import FolderConfig
-from agent.worker import Worker, open_sources
+from agent.worker import Worker
 from tests.stub_worker import StubReader
 
 OUTBOX = OutboxConfig(min_free_mb=0, ballast_mb=0, max_attempts=100)

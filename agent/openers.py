@@ -1,0 +1,101 @@
+"""Opens what the settings name: sources, and the reader. What a kind needs is imported when one of it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from agent.clock import Clock
+from agent.config import AgentConfig
+from agent.memory import Budget
+from agent.page import Frame, PageResult
+from agent.source_config import CameraConfig, FolderConfig, ScannerConfig, SourceConfig, UploadConfig
+from agent.sources import Source
+
+
+class PageReader(Protocol):
+    """What reads a frame."""
+
+    budget: Budget
+
+    def read(self, frame: Frame) -> PageResult:
+        """Return the page of a frame."""
+
+    @property
+    def beside_bytes(self) -> int:
+        """Resident memory of other processes that read."""
+
+    def rest(self) -> None:
+        """Give the models back until the next page."""
+
+    def rebuild(self) -> None:
+        """Load the models anew."""
+
+    def close(self) -> None:
+        """Give the models back."""
+
+
+def open_sources(config: AgentConfig, clock: Clock) -> list[Source]:
+    """Return the configured sources.
+
+    Raises:
+        ConfigError: one of them cannot work; the message says what to do.
+    """
+    return [_OPENERS[type(source)](config, source, clock) for source in config.source]
+
+
+def _open_folder(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
+    from agent.sources.folder import FolderSource
+
+    assert isinstance(source, FolderConfig)
+    return FolderSource(source, clock, config.documents)
+
+
+def _open_scanner(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
+    from agent.sources.scanner import ScannerSource
+
+    assert isinstance(source, ScannerConfig)
+    return ScannerSource(source, Path(config.state_dir), clock)
+
+
+def _open_upload(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
+    from agent.sources.upload import UploadSource
+
+    assert isinstance(source, UploadConfig)
+    return UploadSource(source, config, clock)
+
+
+def _open_camera(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
+    from agent.sources.camera import CameraSource
+
+    assert isinstance(source, CameraConfig)
+    return CameraSource(source, Path(config.state_dir), clock)
+
+
+_OPENERS: dict[type, Callable[[AgentConfig, SourceConfig, Clock], Source]] = {
+    FolderConfig: _open_folder,
+    ScannerConfig: _open_scanner,
+    CameraConfig: _open_camera,
+    UploadConfig: _open_upload,
+}
+
+
+def open_reader(config: AgentConfig) -> tuple[PageReader, str]:
+    """Load the configured models.
+
+    Raises:
+        BundleError: they cannot be trusted.
+        EngineError: no runtime for them.
+        BudgetError: they do not fit.
+    """
+    from agent import trial
+    from agent.bundle import ModelBundle
+    from agent.engines import EngineSettings
+    from agent.reader import Reader, ReaderSettings
+
+    bundle = ModelBundle.load(Path(config.reader.bundle))
+    engine = EngineSettings(config.reader.engine, config.reader.threads, power_mode=config.reader.power_mode)
+    trial.ensure_tried(bundle, engine)
+    settings = ReaderSettings(config.memory.limit_mb, config.reader.min_score, engine=engine)
+    return Reader(bundle, settings), bundle.label
