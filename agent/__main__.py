@@ -28,7 +28,7 @@ _LAZY = {
     "worker": ("agent.service", "worker_command", "Run only the part that reads."),
     "uplink": ("agent.service", "uplink_command", "Run only the part that sends."),
     "collect": ("agent.service", "collect_command", "Store and confirm results at the centre."),
-    "camera": ("agent.sources.adjust", "camera_command", "Show what a camera's pictures measure."),
+    "camera": ("agent.sources.camera.adjust", "camera_command", "Show what a camera's pictures measure."),
     "status": ("agent.service", "status_command", "Tell how the agent is."),
     "check": ("agent.service", "check_command", "Look whether the agent can work here."),
     "scan": ("agent.service", "scan_command", "Have the agent scan pages."),

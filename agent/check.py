@@ -19,9 +19,10 @@ from agent import cgroup, health, memory
 from agent.config import AgentConfig, load, secret
 from agent.errors import AgentError, ConfigError, ExitCode
 from agent.source_config import CameraConfig, FolderConfig, ScannerConfig, SourceConfig, UploadConfig
-from agent.sources import device as camera_device
-from agent.sources import scan_options, scanimage
-from agent.sources.scanimage import Device, Fault
+from agent.sources.camera import device as camera_device
+from agent.sources.scanner import options as scan_options
+from agent.sources.scanner import scanimage
+from agent.sources.scanner.scanimage import Device, Fault
 
 LIST_S = 6.0
 """Looking for scanners takes seconds where the network is asked; all checks together stay below ten."""
@@ -255,7 +256,7 @@ def _upload(subject: Subject, source: SourceConfig) -> Iterator[Finding]:
             folder = Path(source.listen.removeprefix("unix:")).parent
             yield _folder_finding(source.name, folder, "the agent's user must be able to write into it")
             return
-        from agent.upload.listener import open_socket
+        from agent.sources.upload.listener import open_socket
 
         open_socket(source, has_token=token is not None).close()
     except ConfigError as error:

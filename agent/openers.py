@@ -46,28 +46,28 @@ def open_sources(config: AgentConfig, clock: Clock) -> list[Source]:
 
 
 def _open_folder(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
-    from agent.sources.folder import FolderSource
+    from agent.sources.folder.source import FolderSource
 
     assert isinstance(source, FolderConfig)
     return FolderSource(source, clock, config.documents)
 
 
 def _open_scanner(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
-    from agent.sources.scanner import ScannerSource
+    from agent.sources.scanner.source import ScannerSource
 
     assert isinstance(source, ScannerConfig)
     return ScannerSource(source, Path(config.state_dir), clock)
 
 
 def _open_upload(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
-    from agent.sources.upload import UploadSource
+    from agent.sources.upload.source import UploadSource
 
     assert isinstance(source, UploadConfig)
     return UploadSource(source, config, clock)
 
 
 def _open_camera(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
-    from agent.sources.camera import CameraSource
+    from agent.sources.camera.source import CameraSource
 
     assert isinstance(source, CameraConfig)
     return CameraSource(source, Path(config.state_dir), clock)

@@ -9,7 +9,7 @@ from agent.config import AgentConfig
 from agent.errors import ConfigError, InputError, ScannerError
 from agent.health import running
 from agent.source_config import ScannerConfig
-from agent.sources.orders import Answer, Orders, orders_of
+from agent.sources.scanner.orders import Answer, Orders, orders_of
 
 LOOK_S = 0.1
 

@@ -30,8 +30,8 @@ from agent import image
 from agent.errors import FrameError, InputError
 from agent.memory import Budget
 from agent.source_config import FolderConfig
-from agent.sources import folder as taker
-from agent.sources.folder import FolderSource
+from agent.sources.folder import source as taker
+from agent.sources.folder.source import FolderSource
 from tests.bad_inputs import png_chunk
 
 AMPLE = Budget.plan(1000, 0)

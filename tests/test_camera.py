@@ -23,10 +23,11 @@ from agent.health import WorkerState, read_state
 from agent.openers import open_sources
 from agent.outbox import Outbox
 from agent.source_config import CameraConfig
-from agent.sources import camera, feed
-from agent.sources.camera import CameraSource
-from agent.sources.device import PRESETS, limits_of, task_of, unstable
-from agent.sources.gate import Gate
+from agent.sources.camera import feed
+from agent.sources.camera import source as camera
+from agent.sources.camera.device import PRESETS, limits_of, task_of, unstable
+from agent.sources.camera.gate import Gate
+from agent.sources.camera.source import CameraSource
 from agent.worker import Worker
 from tests import films
 from tests.cameras import Camera, free_port
@@ -291,7 +292,7 @@ def test_camera_of_the_network_that_goes_and_comes_is_taken_up_again(tmp_path, c
         assert second.key != first.key
     finally:
         rig.close()
-    told = [record for record in caplog.records if record.name == "agent.sources.camera"]
+    told = [record for record in caplog.records if record.name == "agent.sources.camera.source"]
     words = [record.getMessage() for record in told if record.levelno == logging.WARNING]
     assert all(before != after for before, after in pairwise(words))
     assert any("taken from rtsp" in record.getMessage() for record in told if record.levelno == logging.INFO)
@@ -338,7 +339,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 from agent.source_config import CameraConfig
-from agent.sources.camera import CameraSource
+from agent.sources.camera.source import CameraSource
 source = CameraSource(CameraConfig(name="desk", device="{tmp_path}/pipe.mjpeg"), Path("{tmp_path}/state"))
 while source._process.glances() == []:
     time.sleep(0.05)

@@ -22,9 +22,9 @@ from agent.bundle import sha256_of_open
 from agent.documents.document import is_complete
 from agent.errors import ConfigError, FrameError, InputError
 from agent.source_config import FolderConfig
-from agent.sources import inbox, tree
-from agent.sources.folder import FolderSource
-from agent.sources.retention import DAY_S, FIRST_DAY_S, SPEED, STEP
+from agent.sources.folder import inbox, tree
+from agent.sources.folder.retention import DAY_S, FIRST_DAY_S, SPEED, STEP
+from agent.sources.folder.source import FolderSource
 from tests import bad_inputs as bad
 from tests.command import run
 from tests.folder_programs import numbered_png
@@ -556,7 +556,7 @@ def test_file_that_is_written_to_while_its_key_is_made_waits(rig, monkeypatch):
     source = rig.open()
     path = rig.put(1)
     with path.open("ab") as writer, monkeypatch.context() as patched:
-        whole = "agent.sources.folder.sha256_of_open"
+        whole = "agent.sources.folder.source.sha256_of_open"
         patched.setattr(whole, lambda handle: (writer.write(b"more"), writer.flush(), sha256_of_open(handle))[2])
         assert rig.offered() == []
     rig.clock.wait(STABLE_S + 0.25)
@@ -1145,7 +1145,7 @@ def test_files_that_wait_for_their_end_hold_up_no_poll(rig, monkeypatch):
     rig.settle()
     opened = []
     look = is_complete
-    monkeypatch.setattr("agent.sources.folder.is_complete", lambda *given: (opened.append(1), look(*given))[1])
+    monkeypatch.setattr("agent.sources.folder.source.is_complete", lambda *given: (opened.append(1), look(*given))[1])
     for _ in range(5):
         capture = source.poll()
         assert 0 < len(opened) <= 101
@@ -1308,7 +1308,7 @@ def test_files_handled_while_the_clock_is_behind_are_not_old(rig):
 def test_files_of_a_time_before_the_clock_was_set_are_not_old(rig, monkeypatch):
     rig.open(keep_days=1)
     handle(rig, 1)
-    monkeypatch.setattr("agent.sources.retention.FIRST_DAY_S", time.time() + 10 * DAY_S)
+    monkeypatch.setattr("agent.sources.folder.retention.FIRST_DAY_S", time.time() + 10 * DAY_S)
     days(rig, 5)
     assert rig.below("done") == ["page-0.png"]
     assert time.time() > FIRST_DAY_S

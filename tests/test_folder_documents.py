@@ -16,7 +16,7 @@ from agent.config import AgentConfig, OutboxConfig
 from agent.errors import FrameError
 from agent.openers import open_sources
 from agent.source_config import DocumentsConfig, FolderConfig
-from agent.sources.folder import FolderSource
+from agent.sources.folder.source import FolderSource
 from agent.worker import Worker
 from tests import bad_inputs as bad
 from tests import pdf_files as pdf

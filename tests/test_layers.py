@@ -12,7 +12,17 @@ import pytest
 from tests.command import EDGE_OCR, ROOT, run, run_python
 
 LAYERS = (
-    ("errors", "clock", "lite", "documents", "upload.problems"),
+    (
+        "errors",
+        "clock",
+        "lite",
+        "documents",
+        "sources.camera",
+        "sources.folder",
+        "sources.scanner",
+        "sources.upload",
+        "sources.upload.problems",
+    ),
     ("page", "protocol", "strict", "tiff", "documents.pdfium", "documents.search"),
     ("documents.press",),
     ("setting_types",),
@@ -20,19 +30,43 @@ LAYERS = (
     ("config",),
     ("bundle", "header", "memory", "health", "mask", "lite.elf", "lite.nb", "lite.place", "lite.processor", "cgroup"),
     ("lite.binding", "lite.library", "ceiling", "hooks", "documents.pdf"),
-    ("image", "detect", "orient", "recognize", "engines", "upload.connection", "upload.answers", "upload.tally"),
-    ("upload", "upload.body", "upload.listener", "upload.metrics"),
-    ("upload.desk", "upload.openapi"),
-    ("upload.front",),
+    (
+        "image",
+        "detect",
+        "orient",
+        "recognize",
+        "engines",
+        "sources.upload.connection",
+        "sources.upload.answers",
+        "sources.upload.tally",
+    ),
+    ("sources.upload.body", "sources.upload.listener", "sources.upload.metrics"),
+    ("sources.upload.desk", "sources.upload.openapi"),
+    ("sources.upload.front",),
     ("lite.build", "lite.measure"),
     ("lite.commands",),
     ("documents.document",),
-    ("models", "trial", "sources", "sources.glance", "sources.inbox", "sources.tree", "sources.watch"),
-    ("sources.orders", "sources.scanimage"),
-    ("mate", "sources.feed", "sources.gate", "sources.pages", "sources.retention", "sources.scan_options"),
-    ("reader", "sources.device", "sources.eye", "sources.folder", "sources.spool"),
-    ("sources.camera", "sources.scanner", "sources.upload"),
-    ("sources.adjust",),
+    (
+        "models",
+        "trial",
+        "sources",
+        "sources.camera.glance",
+        "sources.folder.inbox",
+        "sources.folder.tree",
+        "sources.folder.watch",
+    ),
+    ("sources.scanner.orders", "sources.scanner.scanimage"),
+    (
+        "mate",
+        "sources.camera.feed",
+        "sources.camera.gate",
+        "sources.folder.pages",
+        "sources.folder.retention",
+        "sources.scanner.options",
+    ),
+    ("reader", "sources.camera.device", "sources.camera.eye", "sources.folder.source", "sources.scanner.spool"),
+    ("sources.camera.source", "sources.scanner.source", "sources.upload.source"),
+    ("sources.camera.adjust",),
     ("outbox.schema", "outbox.disk", "outbox.rows", "mqtt.tls", "collect.tables"),
     ("outbox.salvage", "outbox.retention", "outbox.life", "mqtt.connection", "collect.stores", "collect.inbox"),
     ("outbox.database", "mqtt.link"),
@@ -55,10 +89,10 @@ LAYERS = (
 CONVERTERS_MAY_IMPORT = {"errors", "page", "batch", "bundle", "image", "engines", "reader", "memory"}
 RUNTIMES = {"paddle", "paddlelite", "onnxruntime"}
 ONLY_IN = {
-    "cv2": {"image", "detect", "sources.eye", "sources.feed", "sources.gate"},
+    "cv2": {"image", "detect", "sources.camera.eye", "sources.camera.feed", "sources.camera.gate"},
     "psutil": set(),
-    "click": {"__main__", "service", "lite.commands", "sources.adjust"},
-    "inotify_simple": {"sources.watch"},
+    "click": {"__main__", "service", "lite.commands", "sources.camera.adjust"},
+    "inotify_simple": {"sources.folder.watch"},
     "tomli": set(),
     "pypdfium2": set(),  # PDFium by ctypes, in a process of its own
     "paddle": {"engines"},
@@ -67,16 +101,22 @@ ONLY_IN = {
     "paddleslim": set(),
     "PIL": set(),
     "paho": {"mqtt.connection"},
-    "h11": {"upload.connection"},
-    "multipart": {"upload.body"},
-    "prometheus_client": {"upload.metrics"},
+    "h11": {"sources.upload.connection"},
+    "multipart": {"sources.upload.body"},
+    "prometheus_client": {"sources.upload.metrics"},
     "psycopg": {"collect.stores"},
     "sqlite_utils": {"collect.stores"},
     "requests": set(),
     # The camera's is in a process of its own.
-    "socket": {"mqtt.tls", "sources.feed", "upload.connection", "upload.front", "upload.listener"},
+    "socket": {
+        "mqtt.tls",
+        "sources.camera.feed",
+        "sources.upload.connection",
+        "sources.upload.front",
+        "sources.upload.listener",
+    },
     "ssl": {"mqtt.link", "mqtt.tls"},
-    "urllib": {"upload.front"},
+    "urllib": {"sources.upload.front"},
     "http": set(),
 }
 """Where the agent may import what, lazily or not; what reads pictures has no network."""
@@ -178,7 +218,7 @@ def test_whole_agent_imports_without_a_runtime():
 def test_what_sees_pictures_has_no_network():
     # `unshare -n` proves it of a running worker (tests/system); this names the import that would break it.
     assert not {"paho", "ssl", "socket", "psycopg", "h11", "multipart"} & loaded_by(
-        "import agent.worker, agent.sources.folder, agent.sources.scanner, agent.reader"
+        "import agent.worker, agent.sources.folder.source, agent.sources.scanner.source, agent.reader"
     )
 
 

@@ -12,7 +12,7 @@ from agent import service
 from agent.__main__ import cli
 from agent.errors import ExitCode
 from agent.lite.commands import lite_group
-from agent.sources.adjust import camera_command
+from agent.sources.camera.adjust import camera_command
 from converters.__main__ import convert_command
 from converters.bench import bench_command
 from converters.evaluate import evaluate_command

@@ -14,7 +14,7 @@ import pytest
 
 from agent.config import OutboxConfig
 from agent.outbox import Outbox
-from agent.sources.orders import folder_of
+from agent.sources.scanner.orders import folder_of
 from tests import sane
 from tests.command import EDGE_OCR, ROOT, Ran, run
 from tests.system.branch import until

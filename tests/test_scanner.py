@@ -17,9 +17,10 @@ import pytest
 
 from agent.errors import FrameError
 from agent.source_config import ScannerConfig
-from agent.sources import scan_options, scanimage
-from agent.sources.orders import Answer, folder_of, orders_of
-from agent.sources.scanner import ScannerSource
+from agent.sources.scanner import options as scan_options
+from agent.sources.scanner import scanimage
+from agent.sources.scanner.orders import Answer, folder_of, orders_of
+from agent.sources.scanner.source import ScannerSource
 from tests import sane
 from tests.sources_contract import AMPLE, BentClock, SourceContract, drained
 

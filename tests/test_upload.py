@@ -21,9 +21,9 @@ from agent.config import AgentConfig
 from agent.errors import ConfigError, FrameError
 from agent.page import Frame, PageResult
 from agent.source_config import UploadConfig
-from agent.sources.upload import UploadSource
-from agent.upload import connection, front, listener, openapi
-from agent.upload.body import ENDINGS
+from agent.sources.upload import connection, front, listener, openapi
+from agent.sources.upload.body import ENDINGS
+from agent.sources.upload.source import UploadSource
 from tests import pdf_files
 from tests.broker import free_port
 from tests.folder_programs import numbered_png

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from agent.clock import Clock
-from agent.config import AgentConfig, HooksConfig, OutboxConfig
+from agent.config import AgentConfig, HooksConfig, MemoryConfig, OutboxConfig
 from agent.openers import open_sources
 from agent.outbox import Outbox
 from agent.page import Frame, PageResult
@@ -136,6 +136,7 @@ class Desk:
             device="a",
             state_dir=str(home / "state"),
             source=(self.source,),
+            memory=MemoryConfig(limit_mb=65_536),  # the process of the tests is large
             outbox=OUTBOX,
             hooks=hooks or HooksConfig(),
         )
@@ -185,7 +186,11 @@ class Desk:
     def files(self) -> list[str]:
         """Return the files of the source's folder, but those that are there always."""
         home = self.home / "state" / "sources" / "desk"
-        found = sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
+        found = sorted(
+            os.path.relpath(os.path.join(folder, name), home)
+            for folder, _, names in os.walk(home)  # which bears that folders go meanwhile
+            for name in names
+        )
         return [name for name in found if name not in (".edge-ocr/lock", ".edge-ocr/age")]
 
     def read(self, page: Any, path: str = "/v1/read", **headers: str) -> Reply:

@@ -25,7 +25,7 @@ import psutil
 from agent.config import OutboxConfig
 from agent.outbox import Outbox
 from agent.source_config import CameraConfig
-from agent.sources.camera import CameraSource
+from agent.sources.camera.source import CameraSource
 from tests import films
 from tests.cameras import Camera
 from tests.command import ROOT, environment

@@ -15,8 +15,8 @@ from contextlib import suppress
 from agent.errors import ConfigError
 from agent.memory import share_heap
 from agent.source_config import UploadConfig, loopback
-from agent.upload.connection import Connection, refused
-from agent.upload.problems import not_now
+from agent.sources.upload.connection import Connection, refused
+from agent.sources.upload.problems import not_now
 
 _log = logging.getLogger(__name__)
 

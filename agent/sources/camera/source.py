@@ -1,6 +1,6 @@
 """A camera: each page that is put under it is taken once, when it lies still.
 
-The device belongs to a process of its own (`agent.sources.eye`), which writes taken pages into a folder below the
+The device belongs to a process of its own (`eye.py`), which writes taken pages into a folder below the
 state; from there they go the way of any file, so that a page survives whatever ends. What is left here is to see to it
 that that process lives and sees something, and to say when it does not.
 """
@@ -18,9 +18,9 @@ from agent.errors import ConfigError, FrameError, InputError
 from agent.page import PageResult
 from agent.source_config import CameraConfig, FolderConfig
 from agent.sources import Capture
-from agent.sources.device import Process, needs_mb, task_of, unstable
-from agent.sources.folder import FolderSource
-from agent.sources.glance import Glance, State
+from agent.sources.camera.device import Process, needs_mb, task_of, unstable
+from agent.sources.camera.glance import Glance, State
+from agent.sources.folder.source import FolderSource
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from agent.source_config import ScannerConfig
-from agent.sources.scanimage import PROGRAM, REFUSED, Fault, said_by
+from agent.sources.scanner.scanimage import PROGRAM, REFUSED, Fault, said_by
 
 PROGRAM_MB = 12
 

@@ -18,11 +18,11 @@ from agent.errors import FrameError, InputError
 from agent.page import PageResult
 from agent.source_config import FolderConfig, ScannerConfig
 from agent.sources import Capture
-from agent.sources.folder import FolderSource
-from agent.sources.orders import Answer, Order, folder_of, orders_of
-from agent.sources.pages import FolderCapture
-from agent.sources.scan_options import has_feeder, needs_mb, options_in, settings
-from agent.sources.scanimage import (
+from agent.sources.folder.pages import FolderCapture
+from agent.sources.folder.source import FolderSource
+from agent.sources.scanner.options import has_feeder, needs_mb, options_in, settings
+from agent.sources.scanner.orders import Answer, Order, folder_of, orders_of
+from agent.sources.scanner.scanimage import (
     ABSENT,
     EMPTY,
     LIST,
@@ -37,7 +37,7 @@ from agent.sources.scanimage import (
     is_running,
     kill_left,
 )
-from agent.sources.spool import PAGE_NAME, Collected, Spool
+from agent.sources.scanner.spool import PAGE_NAME, Collected, Spool
 
 _log = logging.getLogger(__name__)
 

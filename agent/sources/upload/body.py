@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 import multipart
 
-from agent.upload.connection import Connection, Request
-from agent.upload.problems import Problem, not_now
+from agent.sources.upload.connection import Connection, Request
+from agent.sources.upload.problems import Problem, not_now
 
 ENDINGS = {
     "image/jpeg": ".jpg",

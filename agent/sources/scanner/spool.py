@@ -17,7 +17,7 @@ from typing import NamedTuple
 from agent.clock import Clock
 from agent.errors import FrameError, InputError
 from agent.header import is_complete, open_regular, parse_header
-from agent.sources.inbox import is_temporary
+from agent.sources.folder.inbox import is_temporary
 
 PAGE_NAME = "%04d.tiff"
 """How scanimage numbers pages. TIFF: of a scanner that does not know how long a page is it cannot make PNG or JPEG."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 import h11
 import msgspec
 
-from agent.upload.problems import Problem
+from agent.sources.upload.problems import Problem
 
 IDLE_S = 30.0  # until a request begins
 HEADER_S = 10.0  # from its first byte to the end of its header

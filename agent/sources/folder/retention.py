@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from agent.clock import Clock
-from agent.sources.tree import DONE, FAILED, HOME, NOTE, Tree, exists
+from agent.sources.folder.tree import DONE, FAILED, HOME, NOTE, Tree, exists
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from agent.memory import Budget
 from agent.page import Frame, page_key
 from agent.source_config import DocumentsConfig
 from agent.sources import CHANGED
-from agent.sources.inbox import Sight, Waiting, sight
+from agent.sources.folder.inbox import Sight, Waiting, sight
 
 NOTED = 20  # pages that a note names, at most
 

@@ -8,8 +8,8 @@ import msgspec
 
 from agent import __version__
 from agent.page import PageResult
-from agent.upload.body import ENDINGS, FORM
-from agent.upload.problems import TITLES, ProblemDocument
+from agent.sources.upload.body import ENDINGS, FORM
+from agent.sources.upload.problems import TITLES, ProblemDocument
 
 READ_STATUSES = (400, 401, 403, 408, 411, 413, 415, 422, 429, 500, 503, 504)
 _JSON = dict[str, Any]

@@ -22,11 +22,11 @@ from agent.header import MAX_FILE_BYTES, printable
 from agent.page import PageResult
 from agent.source_config import DocumentsConfig, FolderConfig
 from agent.sources import CHANGED, Capture
-from agent.sources.inbox import Inbox, Waiting, sight
-from agent.sources.pages import FolderCapture, Pages, reason_of
-from agent.sources.retention import Retention
-from agent.sources.tree import DONE, FAILED, Tree
-from agent.sources.watch import Watch
+from agent.sources.folder.inbox import Inbox, Waiting, sight
+from agent.sources.folder.pages import FolderCapture, Pages, reason_of
+from agent.sources.folder.retention import Retention
+from agent.sources.folder.tree import DONE, FAILED, Tree
+from agent.sources.folder.watch import Watch
 
 _log = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ import msgspec
 
 from agent.health import WorkerState
 from agent.source_config import UploadConfig
-from agent.upload.body import announced, headers_of, receive
-from agent.upload.connection import Connection, Request, Response, refused
-from agent.upload.desk import Desk
-from agent.upload.problems import Problem, not_now
-from agent.upload.tally import Tally
+from agent.sources.upload.body import announced, headers_of, receive
+from agent.sources.upload.connection import Connection, Request, Response, refused
+from agent.sources.upload.desk import Desk
+from agent.sources.upload.problems import Problem, not_now
+from agent.sources.upload.tally import Tally
 
 _log = logging.getLogger(__name__)
 
@@ -182,13 +182,13 @@ class Front:
         return Response(503 if held else 200, msgspec.json.encode(told), headers=headers)
 
     def _metrics(self, connection: Connection, request: Request, peer: str) -> Response:
-        from agent.upload import metrics  # its library takes 4 MB: only where somebody asks
+        from agent.sources.upload import metrics  # its library takes 4 MB: only where somebody asks
 
         body, kind = metrics.render(self.tally, self._state, self._desk.waiting)
         return Response(200, body, kind)
 
     def _describe(self, connection: Connection, request: Request, peer: str) -> Response:
-        from agent.upload import openapi
+        from agent.sources.upload import openapi
 
         return Response(200, openapi.document(self._settings.max_bytes, has_token=self._settings.token is not None))
 

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from agent import health
 from agent.health import WorkerState
-from agent.upload.tally import Tally
+from agent.sources.upload.tally import Tally
 
 
 def render(tally: Tally, state: WorkerState | None, waiting: int) -> tuple[bytes, str]:

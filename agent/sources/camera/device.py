@@ -15,7 +15,7 @@ import msgspec
 
 from agent.config import secret
 from agent.source_config import CameraConfig
-from agent.sources.glance import Glance, Limits, Region, Task
+from agent.sources.camera.glance import Glance, Limits, Region, Task
 
 BASE_MB, PIXEL_BYTES = 35, 18
 """Memory of the process that owns the device, over sizes of its pictures (`python -m tests.bench.camera`, own_mb).
@@ -106,7 +106,7 @@ class Process:
         kept = () if task.memory_fd < 0 else (task.memory_fd,)
         # Its words are thrown away: FFmpeg prints addresses with their passwords.
         self._process = subprocess.Popen(
-            (sys.executable, "-m", "agent.sources.eye"),
+            (sys.executable, "-m", "agent.sources.camera.eye"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

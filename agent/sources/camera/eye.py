@@ -1,4 +1,4 @@
-"""The process that owns a camera: `python -m agent.sources.eye`, started by `agent.sources.camera`.
+"""The process that owns a camera: `python -m agent.sources.camera.eye`, started by `agent.sources.camera.source`.
 
 A driver's read may block for ever, and only the end of its process takes the device back; native code that dies ends
 nobody else. It has no queue: pictures are grabbed as they come, a few a second are looked at, and one that the gate
@@ -23,9 +23,9 @@ import msgspec
 import numpy as np
 
 from agent.errors import InputError
-from agent.sources.feed import Feed, Picture
-from agent.sources.gate import Gate, Grey, Measures
-from agent.sources.glance import GLANCE_S, MAX_WAITING, Glance, Region, State, Task
+from agent.sources.camera.feed import Feed, Picture
+from agent.sources.camera.gate import Gate, Grey, Measures
+from agent.sources.camera.glance import GLANCE_S, MAX_WAITING, Glance, Region, State, Task
 
 LOOK_S = 0.2
 PART = ".part"

@@ -22,14 +22,14 @@ from agent.mask import Masker
 from agent.page import PageResult, to_json
 from agent.source_config import FolderConfig, UploadConfig
 from agent.sources import CHANGED, Capture
-from agent.sources.folder import FolderSource
-from agent.sources.pages import FolderCapture
-from agent.sources.tree import HOME, WORK
-from agent.upload.answers import Answers, Outcome
-from agent.upload.desk import ONCE, Desk, Ticket
-from agent.upload.front import Front, FrontSettings
-from agent.upload.listener import Listener, open_socket
-from agent.upload.problems import Problem
+from agent.sources.folder.pages import FolderCapture
+from agent.sources.folder.source import FolderSource
+from agent.sources.folder.tree import HOME, WORK
+from agent.sources.upload.answers import Answers, Outcome
+from agent.sources.upload.desk import ONCE, Desk, Ticket
+from agent.sources.upload.front import Front, FrontSettings
+from agent.sources.upload.listener import Listener, open_socket
+from agent.sources.upload.problems import Problem
 
 _log = logging.getLogger(__name__)
 

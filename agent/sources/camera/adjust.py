@@ -12,9 +12,9 @@ from agent.clock import Clock
 from agent.config import AgentConfig, load
 from agent.errors import ConfigError, InputError
 from agent.source_config import CameraConfig
-from agent.sources.camera import OPEN_S, SILENT_S
-from agent.sources.device import Process, limits_of, task_of, unstable
-from agent.sources.glance import Glance, Limits, State
+from agent.sources.camera.device import Process, limits_of, task_of, unstable
+from agent.sources.camera.glance import Glance, Limits, State
+from agent.sources.camera.source import OPEN_S, SILENT_S
 
 LINE_S = 1.0
 

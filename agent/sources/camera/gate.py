@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from agent.sources.glance import Limits, SeenState
+from agent.sources.camera.glance import Limits, SeenState
 
 Grey = npt.NDArray[np.uint8]
 

@@ -19,9 +19,9 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
-from agent.upload.answers import Answers, Kept, Outcome
-from agent.upload.body import Arrived
-from agent.upload.problems import Problem, not_now
+from agent.sources.upload.answers import Answers, Kept, Outcome
+from agent.sources.upload.body import Arrived
+from agent.sources.upload.problems import Problem, not_now
 
 KEYED, LOOSE, ONCE = "keyed-", "loose-", "once-"
 _KEYED_CLAIM = re.compile(KEYED + r"([0-9a-f]{32})-([0-9a-f]{16})\Z")

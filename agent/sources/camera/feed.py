@@ -1,4 +1,4 @@
-"""Opens what a camera gives: a V4L2 device, a network stream, a named pipe or a video file. See `agent.sources.eye`."""
+"""Opens what a camera gives: a V4L2 device, a network stream, a named pipe or a video file. See `eye`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import InputError
-from agent.sources.glance import Task
+from agent.sources.camera.glance import Task
 
 Picture = npt.NDArray[np.uint8]
 

@@ -1,0 +1,1 @@
+"""A folder that scanners, shares and people put files into."""

@@ -1,0 +1,1 @@
+"""A scanner of this machine, through SANE's `scanimage`."""
