@@ -164,14 +164,22 @@ def _receive(stream: BinaryIO) -> bytes:
 class Crew:
     """The models in this process, and mates where the engine does not use the cores itself."""
 
-    def __init__(self, bundle: ModelBundle, settings: EngineSettings) -> None:
+    def __init__(
+        self, bundle: ModelBundle, settings: EngineSettings, progress: Callable[[], None] = lambda: None
+    ) -> None:
         """Load the models, here and in the mates.
+
+        Args:
+            bundle: the models.
+            settings: their engine.
+            progress: called whenever a picture has been through a model.
 
         Raises:
             EngineError: no runtime for this bundle, or a mate did not start.
         """
         self._bundle = bundle
         self._settings = settings
+        self._progress = progress
         self._models: Models | None = None
         self._mates: list[Mate] = []
         self._size = settings.threads
@@ -229,12 +237,15 @@ class Crew:
             self._survive(mate, mate.start, model, [pictures[i] for i in share])
         for index in own:
             results[index] = models.run(model, pictures[index])
+            self._progress()
         for mate, share in busy:
             done = self._survive(mate, mate.finish) if mate in self._mates else None
+            self._progress()
             results.update(zip(share, done or (), strict=False))
         for index in order:
             if index not in results:  # a mate died over it
                 results[index] = models.run(model, pictures[index])
+                self._progress()
         return [results[index] for index in range(len(pictures))]
 
     def release(self) -> None:

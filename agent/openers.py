@@ -81,8 +81,12 @@ _OPENERS: dict[type, Callable[[AgentConfig, SourceConfig, Clock], Source]] = {
 }
 
 
-def open_reader(config: AgentConfig) -> tuple[PageReader, str]:
+def open_reader(config: AgentConfig, progress: Callable[[], None] = lambda: None) -> tuple[PageReader, str]:
     """Load the configured models.
+
+    Args:
+        config: the settings.
+        progress: called between the pieces of a page.
 
     Raises:
         BundleError: they cannot be trusted.
@@ -98,4 +102,4 @@ def open_reader(config: AgentConfig) -> tuple[PageReader, str]:
     engine = EngineSettings(config.reader.engine, config.reader.threads, power_mode=config.reader.power_mode)
     trial.ensure_tried(bundle, engine)
     settings = ReaderSettings(config.memory.limit_mb, config.reader.min_score, engine=engine)
-    return Reader(bundle, settings), bundle.label
+    return Reader(bundle, settings, progress), bundle.label

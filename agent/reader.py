@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import msgspec
@@ -80,8 +80,15 @@ class _Found(msgspec.Struct, frozen=True):
 class Reader:
     """Reads frames with the models of a bundle. Not safe for use by several threads at once."""
 
-    def __init__(self, bundle: ModelBundle, settings: ReaderSettings) -> None:
+    def __init__(
+        self, bundle: ModelBundle, settings: ReaderSettings, progress: Callable[[], None] = lambda: None
+    ) -> None:
         """Load the models.
+
+        Args:
+            bundle: the models.
+            settings: how to read.
+            progress: called after each tile and line, for a watchdog: a page may take a minute.
 
         Raises:
             EngineError: no runtime for this bundle.
@@ -90,7 +97,7 @@ class Reader:
         memory.keep_heap_small()
         self.bundle = bundle
         self.settings = settings
-        self._crew = Crew(bundle, settings.engine)
+        self._crew = Crew(bundle, settings.engine, progress)
         try:
             self.budget = self._plan()
         except BudgetError:

@@ -13,17 +13,19 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from agent import health, memory
+from agent import health, memory, notify
 from agent.ceiling import Ceiling, allowed_mb, fence
 from agent.clock import Clock
 from agent.config import AgentConfig
 from agent.errors import FrameError, InputError, OutboxError
 from agent.hooks import FailedPage, Hooks
 from agent.mask import Masker
+from agent.notify import Notifier
 from agent.openers import PageReader, open_reader, open_sources
 from agent.outbox import Outbox, Request
 from agent.page import PageResult, document_keys, to_json
@@ -56,6 +58,7 @@ class Worker:
         sources: Sequence[Source],
         open_reader: Callable[[], tuple[PageReader, str]],
         clock: Clock | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         """Make a worker; nothing is loaded before `start`.
 
@@ -65,12 +68,14 @@ class Worker:
             sources: give pages.
             open_reader: loads the models; returns the reader and the label of its bundle.
             clock: time.
+            notifier: is told of readiness and of progress.
         """
         self._config = config
         self._outbox = outbox
         self._sources = {source.name: source for source in sources}
         self._open_reader = open_reader
         self._clock = clock or Clock()
+        self._notifier = notifier or Notifier()
         self._masker = Masker(config.privacy)
         self._hooks = Hooks(config.hooks, self._clock)
         self._reader: PageReader | None = None
@@ -100,6 +105,7 @@ class Worker:
         self._ceiling.settle(memory.resident_bytes(), beside_bytes=self._reader.beside_bytes)
         self._note(bundle=label, limit_mb=self._ceiling.limit_mb)
         self._tell()
+        self._notifier.ready()
         _log.info("ready: %s, %d sources, %.0f MB", label, len(self._sources), health.resident_mb())
 
     def run(self) -> bool:
@@ -107,6 +113,8 @@ class Worker:
         while not self._stopping and not self._restarts:
             if not self.tick():
                 self._sleep()
+        if self._stopping:
+            self._notifier.stopping()
         return self._restarts and not self._stopping
 
     def stop(self) -> None:
@@ -141,6 +149,7 @@ class Worker:
         self._hooks.tick()
         if self._clock.monotonic() - self._written_at >= STATE_S or self._state != self._written:
             self._tell()
+        self._notifier.progress()
         return worked
 
     # ---------------------------------------------------------------------------------------------- pages
@@ -362,6 +371,8 @@ class Worker:
         for source in self._sources.values():
             if isinstance(source, Attentive):
                 source.heed(told)
+        doing = "reading" if told.reading else f"takes no pages: {told.held}"
+        self._notifier.status(f"{doing}; {told.accepted} accepted, {told.failed} refused, {told.rss_mb:.0f} MB")
 
     def _sleep(self) -> None:
         """Wait for a file, a signal or the next look."""
@@ -378,7 +389,7 @@ def _within(config: AgentConfig, limit_mb: int) -> AgentConfig:
 
 def run(
     config: AgentConfig,
-    reader: Callable[[AgentConfig], tuple[PageReader, str]] = open_reader,
+    reader: Callable[[AgentConfig], tuple[PageReader, str]] | None = None,
     clock: Clock | None = None,
 ) -> None:
     """Run the worker until SIGTERM or SIGINT.
@@ -388,12 +399,14 @@ def run(
     """
     health.set_up_logging("worker", config.log_level)
     clock = clock or Clock()
+    notifier = notify.connect(clock)
+    reader = reader or partial(open_reader, progress=notifier.progress)
     state_dir = Path(config.state_dir)
     lock = health.Lock(state_dir, "worker")
     outbox = Outbox(state_dir, config.outbox, role="worker", clock=clock)
     sources = open_sources(config, clock)
     config = _within(config, allowed_mb(config.memory.limit_mb) - sum(source.needs_mb() for source in sources))
-    worker = Worker(config, outbox, sources, lambda: reader(config), clock)
+    worker = Worker(config, outbox, sources, partial(reader, config), clock, notifier)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
     again = False
@@ -406,5 +419,8 @@ def run(
         outbox.close()
         lock.close()
     if again:
-        # The same process to whoever started it: neither systemd nor a supervisor has anything to do.
+        # The same process to whoever started it: neither systemd nor a supervisor has anything to do. The watchdog goes
+        # on while the models are loaded.
+        notify.keep_passed_sockets()
+        notifier.progress()
         os.execv(sys.executable, sys.orig_argv)

@@ -23,7 +23,7 @@ LAYERS = (
         "sources.upload",
         "sources.upload.problems",
     ),
-    ("page", "protocol", "strict", "tiff", "documents.pdfium", "documents.search"),
+    ("page", "protocol", "strict", "notify", "tiff", "documents.pdfium", "documents.search"),
     ("documents.press",),
     ("setting_types",),
     ("source_config",),
@@ -110,6 +110,7 @@ ONLY_IN = {
     # The camera's is in a process of its own.
     "socket": {
         "mqtt.tls",
+        "notify",
         "sources.camera.feed",
         "sources.upload.connection",
         "sources.upload.front",
@@ -216,7 +217,8 @@ def test_whole_agent_imports_without_a_runtime():
 
 
 def test_what_sees_pictures_has_no_network():
-    # `unshare -n` proves it of a running worker (tests/system); this names the import that would break it.
+    # tests/system/test_privacy.py proves it of a running worker; this names the import that would break it. notify
+    # opens an AF_UNIX socket where systemd asks for it: test_notify.py traces that it is the only one.
     assert not {"paho", "ssl", "socket", "psycopg", "h11", "multipart"} & loaded_by(
         "import agent.worker, agent.sources.folder.source, agent.sources.scanner.source, agent.reader"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent import health
+from agent import health, notify
 from agent.clock import Clock
 from agent.config import AgentConfig, MqttConfig
 from agent.errors import ConfigError, MessageError, OutboxError
@@ -144,6 +144,12 @@ class Uplink:
         self._post.tell_status(self._words())
         self._look_around()
         self._tell_state()
+
+    @property
+    def line(self) -> str:
+        """Return in one line how the connection is, for `systemctl status`."""
+        told = self._state
+        return f"{told.connection}{f': {told.reason}' if told.reason else ''}; {told.stored} stored"
 
     def stop(self, timeout_s: float = STOP_S) -> None:
         """Record what is known, say goodbye and disconnect."""
@@ -381,10 +387,15 @@ def run(config: AgentConfig) -> None:
     clock = Clock()
     outbox = Outbox(state_dir, config.outbox, role="uplink", clock=clock)
     uplink = Uplink(config, outbox, clock=clock)
+    notifier = notify.connect(clock)
     try:
         uplink.start()
+        notifier.ready()  # whether the broker is there or not
         while not ending:
             uplink.tick()
+            notifier.progress()
+            notifier.status(uplink.line)
+        notifier.stopping()
     finally:
         uplink.stop()
         outbox.close()
