@@ -131,6 +131,24 @@ def scan_command(path: Path, name: str, pages: int | None, wait: bool) -> int:
     return ExitCode.OK if not answer.fault else ExitCode.SOME_FAILED if answer.pages else ExitCode.TEMPORARY
 
 
+@click.command("units")
+@_config_option(CONFIG)
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder of units to write to.")
+def units_command(path: Path, output: Path | None) -> None:
+    """Print what the systemd units must be told of the settings: memory, folders, devices, the broker's address.
+
+    With --output /etc/systemd/system the drop-ins are written; `systemctl daemon-reload` follows.
+    """
+    from agent import units
+
+    config = load(path, AgentConfig, check_files=False)
+    if output is not None:
+        click.echo("\n".join(str(written) for written in units.write(config, output)))
+        return
+    for unit, text in units.drop_ins(config).items():
+        click.echo(f"# {unit}.d/{units.NAME}\n{text}")
+
+
 @click.group("outbox")
 def outbox_group() -> None:
     """Look at the results that wait on this machine."""

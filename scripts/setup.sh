@@ -137,6 +137,7 @@ has_program() {
     g++-*) command -v "${1#g++-}-g++" >/dev/null ;;
     qemu-user) command -v qemu-aarch64 >/dev/null ;;
     sane-utils) command -v scanimage >/dev/null ;;
+    systemd) command -v systemd-analyze >/dev/null ;;
     postgresql) for initdb in /usr/lib/postgresql/*/bin/initdb; do [ -x "$initdb" ] && return; done && return 1 ;;
     *) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
     esac

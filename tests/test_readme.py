@@ -30,6 +30,7 @@ COMMANDS = {
     "outbox": service.outbox_group,
     "check": service.check_command,
     "scan": service.scan_command,
+    "units": service.units_command,
     "convert": convert_command,
     "lite": lite_group,
     "bench": bench_command,
