@@ -143,11 +143,15 @@ def _reading(subject: Subject) -> Iterator[Finding]:
             "fail", about, str(error), f"beside {needs} MB for sources" if needs and about == "memory" else ""
         )
         return
-    held = (memory.resident_bytes() + reader.beside_bytes) // memory.MB
-    frame = reader.budget.frame_bytes // memory.MB
+    resident = memory.resident_bytes() + reader.beside_bytes
+    budget = reader.budget
     reader.close()
+    least = memory.Budget.least_mb(resident, budget.processes) + needs
     yield Finding("ok", "models", f"{label}, threads {config.reader.threads}")
-    said = f"limit {limit} MB: {needs} for sources, {held} when nothing is read, pictures keep up to {frame} each"
+    said = (
+        f"limit {limit} MB, {least} are needed at least: {needs} for sources, {resident // memory.MB} with the models"
+        f" loaded; pictures are read at up to {budget.frame_bytes / 3e6:.0f} Mpx in colour, larger ones reduced"
+    )
     yield Finding("ok", "memory", said)
 
 

@@ -66,13 +66,18 @@ class Budget(msgspec.Struct, frozen=True):
         """
         free = limit_mb * MB - resident_bytes - MARGIN_BYTES
         spare = free - MODEL_BYTES * processes
-        least = SCALED_BYTES + MIN_TILE_PX * DET_BYTES_PER_PX * processes + MIN_FRAME_BYTES
-        if spare < least:
-            need = (limit_mb * MB - spare + least) // MB + 1
+        need = cls.least_mb(resident_bytes, processes)
+        if spare < _least_bytes(processes):
             raise BudgetError(f"a memory limit of {limit_mb} MB is too small for any page: give {need} MB")
         beside = SCALED_BYTES + GOOD_TILE_PX * DET_BYTES_PER_PX * processes
         frame_bytes = min(MAX_FRAME_BYTES, max(MIN_FRAME_BYTES, spare - beside))
         return cls(limit_mb, processes, free, frame_bytes, spare)
+
+    @staticmethod
+    def least_mb(resident_bytes: int, processes: int = 1) -> int:
+        """Return the lowest limit, in MB, that any page can be read within; arguments as for `plan`."""
+        held = resident_bytes + MARGIN_BYTES + MODEL_BYTES * processes
+        return (held + _least_bytes(processes)) // MB + 1
 
     def tile_px(self, held_bytes: int) -> int:
         """Return the largest detector input, in pixels, beside so much held: the picture, its copy and maps."""
@@ -83,6 +88,11 @@ class Budget(msgspec.Struct, frozen=True):
         """Return the largest recogniser input, in pixels, beside so much held: the picture and its strips."""
         each = (self.spare_bytes - held_bytes) // self.processes
         return max(48 * 320, each // REC_BYTES_PER_PX)
+
+
+def _least_bytes(processes: int) -> int:
+    """Return what the smallest tile and picture take."""
+    return SCALED_BYTES + MIN_TILE_PX * DET_BYTES_PER_PX * processes + MIN_FRAME_BYTES
 
 
 def resident_bytes(process: int | str = "self") -> int:
