@@ -11,11 +11,13 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -79,6 +81,43 @@ def cost(home: Path, kind: str, size: tuple[int, int], fps: int, seconds: float)
         server.stop()
 
 
+def faults(home: Path, kind: str) -> list[dict[str, object]]:
+    """Return for each fault how long it takes until it is said, and from its end until pictures are looked at again."""
+    server = Camera(home / f"faulty-{kind}", kind, 15)
+    server.show(films.table())
+    server.start()
+    source = CameraSource(CameraConfig(name="desk", device=server.url), home / f"state-faulty-{kind}")
+
+    def polled(wanted: bool) -> bool:
+        source.poll()
+        return bool(source.trouble()) is wanted
+
+    ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "blocks": (lambda: server.signal(signal.SIGSTOP), lambda: server.signal(signal.SIGCONT)),
+        "vanishes": (server.stop, server.start),
+        "repeats": (lambda: server.show(films.table(), noise=False), lambda: server.show(films.table())),
+        "black": (lambda: server.show(films.table() // 30), lambda: server.show(films.table())),
+    }
+    rows: list[dict[str, object]] = []
+    try:
+        assert until(lambda: polled(False) and source._glance.frames > 20, 30) < 30
+        for name, (begin, end) in ways.items():
+            begin()
+            said_s = until(lambda: polled(True), 60)
+            said = source.trouble()
+            time.sleep(5)
+            end()
+            back_s = until(lambda: polled(False), 60)
+            time.sleep(2)
+            rows.append(
+                {"fault": f"{kind} {name}", "said_s": round(said_s, 1), "back_s": round(back_s, 1), "said": said}
+            )
+    finally:
+        source.close()
+        server.stop()
+    return rows
+
+
 def delays(home: Path, pages: int, bundle: Path) -> dict[str, object]:
     """Return how long it takes from a page that lies still to its file, and to its commit, by a real worker."""
     server = Camera(home / "worker", "http", 15)
@@ -132,13 +171,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pages", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--only", choices=("faults", "delays"), help="leave the rest out")
     parser.add_argument("--bundle", type=Path, default=ROOT / "models" / "build" / "ppocr-v4-x86_64-fp32")
     given = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="bench-camera-"))
     try:
-        told = {"cores": os.cpu_count(), "cost": [], "delays": delays(home, given.pages, given.bundle.absolute())}
-        for kind, size in (*(("http", size) for size in SIZES), ("rtsp", SIZES[0]), ("rtsp", SIZES[1])):
-            told["cost"].append(cost(home, kind, size, 15, given.seconds))
+        told = {"cores": os.cpu_count(), "cost": []}
+        if given.only != "faults":
+            told["delays"] = delays(home, given.pages, given.bundle.absolute())
+        if given.only != "delays":
+            told["faults"] = [row for kind in ("rtsp", "http") for row in faults(home, kind)]
+        if given.only is None:
+            kinds = (*(("http", size) for size in SIZES), ("rtsp", SIZES[0]), ("rtsp", SIZES[1]))
+            told["cost"] = [cost(home, kind, size, 15, given.seconds) for kind, size in kinds]
     finally:
         shutil.rmtree(home)
     print(json.dumps(told))
