@@ -285,6 +285,7 @@ class Worker:
                 _log.info("no pages: the models are given back, %.0f MB", health.resident_mb())
             return
         self._worked_at, self._rested = now, False
+        memory.trim()  # the page is gone only now: up to 10 MB of it would stay
         advice = self._ceiling.judge(self._ceiling.read())
         if advice == "rebuild":
             before = health.resident_mb()

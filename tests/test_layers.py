@@ -15,6 +15,7 @@ LAYERS = (
     (
         "errors",
         "clock",
+        "large_pages",
         "lite",
         "documents",
         "sources.camera",

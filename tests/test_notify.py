@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent import notify
-from agent.config import AgentConfig, load
+from agent.config import AgentConfig, MemoryConfig, load
+from agent.memory import MB, resident_bytes
 from agent.notify import Notifier
 from agent.openers import open_reader
 from tests import stub_worker
@@ -238,7 +240,10 @@ def test_a_page_is_progress_in_pieces(settings, bundle_path):
 
     fed: list[int] = []
     settings.write_text(settings.read_text() + f'[reader]\nbundle = "{bundle_path}"\n')
-    reader, _ = open_reader(load(settings, AgentConfig), lambda: fed.append(1))
+    config = load(settings, AgentConfig)
+    memory = MemoryConfig(limit_mb=resident_bytes() // MB + 250)  # this process has more than models in it
+    config = msgspec.structs.replace(config, memory=memory)
+    reader, _ = open_reader(config, lambda: fed.append(1))
     frame = image.load_frame(ROOT / "samples" / "form.png", "desk", reader.budget)
     page = reader.read(frame)
     reader.close()

@@ -18,13 +18,13 @@ import pytest
 from agent import health
 from agent.clock import Clock
 from agent.config import AgentConfig, MemoryConfig, OutboxConfig
-from agent.errors import OutboxError
+from agent.errors import ExitCode, OutboxError
 from agent.openers import open_sources
 from agent.outbox import Marks, Outbox
 from agent.page import Frame, PageResult
 from agent.source_config import FolderConfig
 from agent.worker import Worker
-from tests.command import ROOT
+from tests.command import EDGE_OCR, ROOT, environment, run
 from tests.stub_worker import CRASHES, FAILS, HANGS, HOARDS, LEAKS, SWELLS, StubReader, draw
 from tests.system.branch import until
 
@@ -409,3 +409,12 @@ def test_sources_take_turns_however_much_waits_in_one(tmp_path):
     assert order[: 3 + 2 * homes["some"]].count("some") == homes["some"]
     worker.close()
     outbox.close()
+
+
+def test_worker_starts_itself_once_more_for_large_memory_pages_and_obeys_the_users_setting(tmp_path):
+    command = (*EDGE_OCR, "worker", "-c", tmp_path / "none.toml")
+    for given, started in (({}, 2), ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, 1)):
+        traced = ("strace", "-f", "-e", "trace=execve", "-o", tmp_path / "trace", *command)
+        ran = run(traced, {**environment(tmp_path / "cache"), **given})
+        assert ran.status == ExitCode.CONFIG
+        assert (tmp_path / "trace").read_text().count("execve(") == started

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from agent.errors import FrameError
+from agent.large_pages import plain_environment
 from agent.memory import MB, Budget
 from agent.page import Pixels
 
@@ -126,6 +127,7 @@ def _ask(order: dict[str, Any], path: Path, spare: int, seconds: int) -> dict[st
     process = subprocess.Popen(
         [sys.executable, "-E", "-S", "-m", "agent.documents.press", json.dumps(order)],
         cwd=Path(__file__).parents[2],
+        env=plain_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

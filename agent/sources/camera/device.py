@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from agent.config import secret
+from agent.large_pages import plain_environment
 from agent.source_config import CameraConfig
 from agent.sources.camera.glance import Glance, Limits, Region, Task
 
@@ -111,7 +112,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             pass_fds=kept,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OPENCV_LOG_LEVEL": "SILENT"},
+            env={**plain_environment(), "OPENBLAS_NUM_THREADS": "1", "OPENCV_LOG_LEVEL": "SILENT"},
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._out = self._process.stdout.fileno()
