@@ -17,7 +17,6 @@ import click
 
 from agent import __version__
 from agent.errors import AgentError, ConfigError, ExitCode, InputError
-from agent.large_pages import SETTING, TUNABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,21 +176,8 @@ class _Bar:
             click.echo("\r\033[K", err=True, nl=False)
 
 
-def _use_large_pages() -> None:
-    """Start the worker anew with glibc told to ask for large memory pages; a setting of the user's stands.
-
-    The models' buffers are taken anew for each page, and a third of the detector's time went into 27,000 faults for
-    pages of 4 kB. glibc reads this at the start of a process only.
-    """
-    if sys.argv[1:2] != ["worker"] or TUNABLES in os.environ or not sys.platform.startswith("linux"):
-        return
-    os.environ[TUNABLES] = SETTING
-    os.execv(sys.executable, sys.orig_argv)
-
-
 def main() -> None:
     """Run the command line and exit with its status."""
-    _use_large_pages()
     # numpy's OpenBLAS starts a thread for every core and spins in it; nothing here multiplies with it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from agent import large_pages
 from agent.errors import BudgetError
 
 MB = 1 << 20
@@ -64,7 +65,7 @@ class Budget(msgspec.Struct, frozen=True):
         Raises:
             BudgetError: not even the smallest tile and picture fit.
         """
-        free = limit_mb * MB - resident_bytes - MARGIN_BYTES
+        free = limit_mb * MB - resident_bytes - _margin_bytes()
         spare = free - MODEL_BYTES * processes
         need = cls.least_mb(resident_bytes, processes)
         if spare < _least_bytes(processes):
@@ -76,7 +77,7 @@ class Budget(msgspec.Struct, frozen=True):
     @staticmethod
     def least_mb(resident_bytes: int, processes: int = 1) -> int:
         """Return the lowest limit, in MB, that any page can be read within; arguments as for `plan`."""
-        held = resident_bytes + MARGIN_BYTES + MODEL_BYTES * processes
+        held = resident_bytes + _margin_bytes() + MODEL_BYTES * processes
         return (held + _least_bytes(processes)) // MB + 1
 
     def tile_px(self, held_bytes: int) -> int:
@@ -88,6 +89,10 @@ class Budget(msgspec.Struct, frozen=True):
         """Return the largest recogniser input, in pixels, beside so much held: the picture and its strips."""
         each = (self.spare_bytes - held_bytes) // self.processes
         return max(48 * 320, each // REC_BYTES_PER_PX)
+
+
+def _margin_bytes() -> int:
+    return MARGIN_BYTES + (large_pages.MARGIN_BYTES if large_pages.used() else 0)
 
 
 def _least_bytes(processes: int) -> int:

@@ -411,10 +411,16 @@ def test_sources_take_turns_however_much_waits_in_one(tmp_path):
     outbox.close()
 
 
-def test_worker_starts_itself_once_more_for_large_memory_pages_and_obeys_the_users_setting(tmp_path):
-    command = (*EDGE_OCR, "worker", "-c", tmp_path / "none.toml")
-    for given, started in (({}, 2), ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, 1)):
-        traced = ("strace", "-f", "-e", "trace=execve", "-o", tmp_path / "trace", *command)
-        ran = run(traced, {**environment(tmp_path / "cache"), **given})
-        assert ran.status == ExitCode.CONFIG
-        assert (tmp_path / "trace").read_text().count("execve(") == started
+@pytest.mark.parametrize(
+    ("limit_mb", "environment_of", "started"),
+    [(256, {}, 2), (256, {"GLIBC_TUNABLES": "glibc.malloc.check=0"}, 1), (200, {}, 1)],
+)
+def test_worker_with_room_starts_itself_once_more_for_large_memory_pages(tmp_path, limit_mb, environment_of, started):
+    (tmp_path / "agent.toml").write_text(
+        f'device = "a"\nstate_dir = "{tmp_path}/state"\n[memory]\nlimit_mb = {limit_mb}\n[reader]\nbundle = "none"\n'
+    )
+    command = (*EDGE_OCR, "worker", "-c", tmp_path / "agent.toml")
+    traced = ("strace", "-f", "-e", "trace=execve", "-o", tmp_path / "trace", *command)
+    ran = run(traced, {**environment(tmp_path / "cache"), **environment_of})
+    assert ran.status == ExitCode.BUNDLE, ran.err
+    assert (tmp_path / "trace").read_text().count("execve(") == started
