@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from agent import cgroup
+from agent import cgroup, large_pages
 from agent.health import peak_mb
 from agent.memory import MARGIN_BYTES, MB, resident_bytes
 
@@ -80,7 +80,8 @@ class Ceiling:
             beside_bytes: what other processes, that read with this one, have of the limit.
         """
         self.limit_mb -= beside_bytes // MB
-        self._soft_bytes = resident + WARM_BYTES + MARGIN_BYTES
+        large = large_pages.MARGIN_BYTES if large_pages.used() else 0
+        self._soft_bytes = resident + WARM_BYTES + MARGIN_BYTES + large
         self._pressed = cgroup.look().pressed
         clear_peak()
 

@@ -398,7 +398,8 @@ def run(
     Raises:
         AgentError: it cannot start.
     """
-    large_pages.use(config.memory.limit_mb)
+    if config.memory.large_pages:
+        large_pages.use()
     health.set_up_logging("worker", config.log_level)
     clock = clock or Clock()
     notifier = notify.connect(clock)

@@ -94,6 +94,7 @@ home_assistant_prefix = "ha"
 [memory]
 limit_mb = 300
 idle_s = 5
+large_pages = true
 [[source]]
 type = "scanner"
 name = "c"
@@ -199,7 +200,7 @@ def test_every_setting_is_taken_as_written(tmp_path):
         state_dir="state",
         log_level="debug",
         reader=ReaderConfig(bundle="b", threads=2, engine="onnxruntime", power_mode="high", min_score=0.0),
-        memory=MemoryConfig(limit_mb=300, idle_s=5.0),
+        memory=MemoryConfig(limit_mb=300, idle_s=5.0, large_pages=True),
         source=(
             FolderConfig(
                 name="a",
@@ -533,22 +534,22 @@ def test_a_setting_in_the_wrong_section_shows_what_is_known_there(tmp_path):
         ('pattern = "9[0-9]{11}"', 'pattern = "9["', "38: privacy.let_out.pattern = '9[': must be a regular "),
         ('name = "b"', 'name = "a"', "22: source.name = 'a': another source has this name"),
         ('path = "in-b"', 'path = "./in-a/"', "23: source.path = './in-a/': another source has this folder"),
-        ('listen = "127.0.0.1:8733"', 'listen = "8733"', "80: source.listen = '8733': must be \"127.0.0.1:PORT\", "),
-        ('listen = "127.0.0.1:8733"', 'listen = "0.0.0.0:8733"', "80: source.listen = '0.0.0.0:8733': must be of "),
-        ('listen = "127.0.0.1:8733"', 'listen = "127.0.0.1:0"', "80: source.listen = '127.0.0.1:0': must be of "),
-        ('token = "env:TOKEN"\nanyone = true', "", "77: source.token: is missing: say where a token is, or let "),
-        ('["/bin/true", "x"]', '["true"]', "94: hooks.on_accepted = 'true': must begin with the whole path "),
-        ('["/bin/false"]', '["/bin/false\\u0000"]', "95: hooks.on_failed: must not have a zero byte in it"),
+        ('listen = "127.0.0.1:8733"', 'listen = "8733"', "81: source.listen = '8733': must be \"127.0.0.1:PORT\", "),
+        ('listen = "127.0.0.1:8733"', 'listen = "0.0.0.0:8733"', "81: source.listen = '0.0.0.0:8733': must be of "),
+        ('listen = "127.0.0.1:8733"', 'listen = "127.0.0.1:0"', "81: source.listen = '127.0.0.1:0': must be of "),
+        ('token = "env:TOKEN"\nanyone = true', "", "78: source.token: is missing: say where a token is, or let "),
+        ('["/bin/true", "x"]', '["true"]', "95: hooks.on_accepted = 'true': must begin with the whole path "),
+        ('["/bin/false"]', '["/bin/false\\u0000"]', "96: hooks.on_failed: must not have a zero byte in it"),
         ("give_up_s = 10.5", "give_up_s = 0.5", "15: source.give_up_s = 0.5: must not be less than stable_s, 1"),
         ('cert_file = ""', 'cert_file = "c.pem"', "46: mqtt.cert_file = 'c.pem': needs key_file too"),
         ('key_file = ""', 'key_file = "k.pem"', "47: mqtt.key_file = 'k.pem': needs cert_file too"),
         ('ca_file = ""', 'ca_file = "/none/ca.pem"', "45: mqtt.ca_file = '/none/ca.pem': missing, or not "),
         ('tls = true\nca_file = ""', 'tls = false\nca_file = "ca.pem"', "45: mqtt.ca_file = 'ca.pem': has no use "),
-        ('name = "c"', 'name = "b"', "63: source.name = 'b': another source has this name"),
-        ('feeder = "ADF Front"\ntrigger = "order"', 'feeder = "flatbed"', "61: source.trigger = 'feeder': cannot be "),
-        ('page_size = "210x148"', 'page_size = "a7"', "70: source.page_size = 'a7': must be \"a3\", \"a4\", \"a5\", "),
-        ('"--swcrop"', '"--batch=x"', "71: source.options = '--batch=x': must be options of the scanner as `scan"),
-        ('timeout_s = 30', 'timeout_s = 0', "72: source.timeout_s = 0: must be a number from 1 to 3600 (seconds)"),
+        ('name = "c"', 'name = "b"', "64: source.name = 'b': another source has this name"),
+        ('feeder = "ADF Front"\ntrigger = "order"', 'feeder = "flatbed"', "62: source.trigger = 'feeder': cannot be "),
+        ('page_size = "210x148"', 'page_size = "a7"', "71: source.page_size = 'a7': must be \"a3\", \"a4\", \"a5\", "),
+        ('"--swcrop"', '"--batch=x"', "72: source.options = '--batch=x': must be options of the scanner as `scan"),
+        ('timeout_s = 30', 'timeout_s = 0', "73: source.timeout_s = 0: must be a number from 1 to 3600 (seconds)"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_shown_with_its_line_and_what_is_accepted(tmp_path, old, new, said):

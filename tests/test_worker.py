@@ -412,12 +412,12 @@ def test_sources_take_turns_however_much_waits_in_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limit_mb", "environment_of", "started"),
-    [(256, {}, 2), (256, {"GLIBC_TUNABLES": "glibc.malloc.check=0"}, 1), (200, {}, 1)],
+    ("wanted", "environment_of", "started"),
+    [("true", {}, 2), ("true", {"GLIBC_TUNABLES": "glibc.malloc.check=0"}, 1), ("false", {}, 1)],
 )
-def test_worker_with_room_starts_itself_once_more_for_large_memory_pages(tmp_path, limit_mb, environment_of, started):
+def test_worker_starts_itself_once_more_for_large_memory_pages(tmp_path, wanted, environment_of, started):
     (tmp_path / "agent.toml").write_text(
-        f'device = "a"\nstate_dir = "{tmp_path}/state"\n[memory]\nlimit_mb = {limit_mb}\n[reader]\nbundle = "none"\n'
+        f'device = "a"\nstate_dir = "{tmp_path}/state"\n[memory]\nlarge_pages = {wanted}\n[reader]\nbundle = "none"\n'
     )
     command = (*EDGE_OCR, "worker", "-c", tmp_path / "agent.toml")
     traced = ("strace", "-f", "-e", "trace=execve", "-o", tmp_path / "trace", *command)

@@ -42,6 +42,8 @@ bundle = "{bundle}"
 type = "folder"
 name = "scans"
 path = "{home}/scans"
+[memory]
+large_pages = {large}
 [outbox]
 min_free_mb = 0
 """
@@ -80,11 +82,13 @@ def _on_paper(pixels: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def worker(home: Path, bundle: Path, listen: str) -> Iterator[subprocess.Popen[bytes]]:
+def worker(home: Path, bundle: Path, listen: str, *, large: bool = False) -> Iterator[subprocess.Popen[bytes]]:
     """Run a worker that is ready, with or without an upload source."""
     text = SETTINGS + (UPLOAD if listen else "")
     home.mkdir()
-    (home / "agent.toml").write_text(text.format(home=home, bundle=bundle.absolute(), listen=listen))
+    (home / "agent.toml").write_text(
+        text.format(home=home, bundle=bundle.absolute(), listen=listen, large=str(large).lower())
+    )
     command = (sys.executable, "-m", "agent", "worker", "-c", str(home / "agent.toml"))
     with open(home / "log", "wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, stderr=log)
@@ -100,13 +104,13 @@ def worker(home: Path, bundle: Path, listen: str) -> Iterator[subprocess.Popen[b
         process.wait(30)
 
 
-def measure(home: Path, bundle: Path, pages: int, warm: int) -> dict[str, float]:
+def measure(home: Path, bundle: Path, pages: int, warm: int, *, large: bool) -> dict[str, float]:
     """Return what was measured."""
     pictures = cheques(KINDS)
     with worker(home / "without", bundle, "") as process:
         without_mb = resident_bytes(process.pid) / (1 << 20)
     listen = f"127.0.0.1:{free_port()}"
-    with worker(home / "with", bundle, listen) as process:
+    with worker(home / "with", bundle, listen, large=large) as process:
         idle_mb = resident_bytes(process.pid) / (1 << 20)
         total_ms, read_ms, lines = [], [], 0
         with connected(listen) as link:
@@ -144,12 +148,13 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=ROOT / "models/build/ppocr-v4-x86_64-fp32")
     parser.add_argument("--pages", type=int, default=60)
     parser.add_argument("--warm", type=int, default=5)
+    parser.add_argument("--large-pages", action="store_true", help="With memory.large_pages.")
     parser.add_argument("--save", type=Path, help="Write the first picture there.")
     arguments = parser.parse_args()
     if arguments.save:
         arguments.save.write_bytes(cheques(1)[0])
     with tempfile.TemporaryDirectory() as home:
-        found = measure(Path(home), arguments.bundle, arguments.pages, arguments.warm)
+        found = measure(Path(home), arguments.bundle, arguments.pages, arguments.warm, large=arguments.large_pages)
     passed = found["p50_ms"] <= P50_MS and found["p95_ms"] <= P95_MS
     print(json.dumps({**found, "passed": passed}))
     sys.exit(not passed)
