@@ -43,6 +43,7 @@ type = "folder"
 name = "scans"
 path = "{home}/scans"
 [memory]
+limit_mb = {limit_mb}
 large_pages = {large}
 [outbox]
 min_free_mb = 0
@@ -86,9 +87,9 @@ def worker(home: Path, bundle: Path, listen: str, *, large: bool = False) -> Ite
     """Run a worker that is ready, with or without an upload source."""
     text = SETTINGS + (UPLOAD if listen else "")
     home.mkdir()
-    (home / "agent.toml").write_text(
-        text.format(home=home, bundle=bundle.absolute(), listen=listen, large=str(large).lower())
-    )
+    limit_mb = 256 + (32 if large else 0)  # what large pages take, so that the pictures keep what they had
+    values = {"home": home, "bundle": bundle.absolute(), "listen": listen, "limit_mb": limit_mb}
+    (home / "agent.toml").write_text(text.format(**values, large=str(large).lower()))
     command = (sys.executable, "-m", "agent", "worker", "-c", str(home / "agent.toml"))
     with open(home / "log", "wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, stderr=log)
