@@ -110,7 +110,7 @@ def _read_one(reader: Reader, given: _Page, drawing: Path | None) -> tuple[PageR
             write_overlay(frame, page.lines, drawing)
         return page, ExitCode.OK
     except (FrameError, InputError) as error:
-        failure: AgentError = error
+        failure: FrameError | InputError = error
     except AgentError:
         raise  # of the program as a whole: no other page would fare better
     except MemoryError:
@@ -123,10 +123,9 @@ def _read_one(reader: Reader, given: _Page, drawing: Path | None) -> tuple[PageR
     return _failed(path, failure, time.perf_counter() - began), failure.code
 
 
-def _failed(path: Path, error: AgentError, seconds: float) -> PageResult:
-    reason = error.reason if isinstance(error, FrameError) else "input"
+def _failed(path: Path, error: FrameError | InputError, seconds: float) -> PageResult:
     message = str(error).encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
-    return PageResult(printable(path), 0, 0, seconds=round(seconds, 4), error=message, reason=reason)
+    return PageResult(printable(path), 0, 0, seconds=round(seconds, 4), error=message, reason=error.reason)
 
 
 def _free_name(path: Path, taken: set[str]) -> str:

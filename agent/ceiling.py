@@ -10,14 +10,13 @@ from __future__ import annotations
 import logging
 import resource
 from contextlib import suppress
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from agent import cgroup, large_pages
-from agent.health import peak_mb
-from agent.memory import MARGIN_BYTES, MB, resident_bytes
+from agent import cgroup
+from agent.health import peak_mb, status_bytes
+from agent.memory import MB, margin_bytes, resident_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -46,12 +45,10 @@ class Reading(msgspec.Struct, frozen=True):
     Attributes:
         resident_mb: of this process.
         peak_mb: at most since the last reading; since the start where the system does not let it be reset.
-        group_mb: what counts against the control group's limit; 0 where there is none.
     """
 
     resident_mb: float
     peak_mb: float
-    group_mb: float
 
 
 class Ceiling:
@@ -80,8 +77,7 @@ class Ceiling:
             beside_bytes: what other processes, that read with this one, have of the limit.
         """
         self.limit_mb -= beside_bytes // MB
-        large = large_pages.MARGIN_BYTES if large_pages.used() else 0
-        self._soft_bytes = resident + WARM_BYTES + MARGIN_BYTES + large
+        self._soft_bytes = resident + WARM_BYTES + margin_bytes()
         self._pressed = cgroup.look().pressed
         clear_peak()
 
@@ -95,7 +91,7 @@ class Ceiling:
                 *(group.used_bytes / MB, group.limit_bytes / MB),
             )
             self._pressed = group.pressed
-        reading = Reading(resident_bytes() / MB, peak_mb(), group.used_bytes / MB if group.limit_bytes else 0.0)
+        reading = Reading(resident_bytes() / MB, peak_mb())
         self.most_mb = max(self.most_mb, reading.peak_mb)
         clear_peak()
         return reading
@@ -133,14 +129,8 @@ def fence(limit_mb: int) -> None:
     """
     room = limit_mb * MB - resident_bytes() + RESERVED_BYTES
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = _data_bytes() + max(room, RESERVED_BYTES)
+    wanted = status_bytes("VmData") + max(room, RESERVED_BYTES)
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
-
-
-def _data_bytes() -> int:
-    """Return the private writable address space of this process."""
-    text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    return next((int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("VmData:")), 0)

@@ -31,6 +31,7 @@ class InputError(AgentError):
     """A path given by the user is missing, unreadable or of the wrong kind."""
 
     code = ExitCode.NO_INPUT
+    reason = "input"  # as a page's verdict, beside those of FrameError
 
 
 class FrameError(AgentError):

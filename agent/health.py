@@ -154,8 +154,13 @@ def resident_mb() -> float:
 
 def peak_mb() -> float:
     """Return the largest resident memory since the start, or a reset; unlike ru_maxrss without the parent's."""
+    return status_bytes("VmHWM") / (1 << 20)
+
+
+def status_bytes(name: str) -> int:
+    """Return a size that the kernel tells of this process, such as "VmData"; 0 where it tells none."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        return next((int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM:")), 0.0)
+        return next((int(line.split()[1]) << 10 for line in file if line.startswith(f"{name}:")), 0)
 
 
 class Lock:

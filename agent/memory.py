@@ -65,7 +65,7 @@ class Budget(msgspec.Struct, frozen=True):
         Raises:
             BudgetError: not even the smallest tile and picture fit.
         """
-        free = limit_mb * MB - resident_bytes - _margin_bytes()
+        free = limit_mb * MB - resident_bytes - margin_bytes()
         spare = free - MODEL_BYTES * processes
         need = cls.least_mb(resident_bytes, processes)
         if spare < _least_bytes(processes):
@@ -77,7 +77,7 @@ class Budget(msgspec.Struct, frozen=True):
     @staticmethod
     def least_mb(resident_bytes: int, processes: int = 1) -> int:
         """Return the lowest limit, in MB, that any page can be read within; arguments as for `plan`."""
-        held = resident_bytes + _margin_bytes() + MODEL_BYTES * processes
+        held = resident_bytes + margin_bytes() + MODEL_BYTES * processes
         return (held + _least_bytes(processes)) // MB + 1
 
     def tile_px(self, held_bytes: int) -> int:
@@ -91,7 +91,8 @@ class Budget(msgspec.Struct, frozen=True):
         return max(48 * 320, each // REC_BYTES_PER_PX)
 
 
-def _margin_bytes() -> int:
+def margin_bytes() -> int:
+    """Return what the plan leaves free for what it cannot foresee, and for what large memory pages hold."""
     return MARGIN_BYTES + (large_pages.MARGIN_BYTES if large_pages.used() else 0)
 
 

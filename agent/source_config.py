@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -200,6 +201,18 @@ class UploadConfig(Strict, frozen=True, tag_field="type", tag="upload"):
     when_done: Literal["keep", "delete"] = "delete"
     keep_days: Days = 30.0
     keep_mb: Megabytes = 2048
+
+
+def spool_config(config: CameraConfig | ScannerConfig | UploadConfig, path: Path) -> FolderConfig:
+    """Return the settings of the folder that a source keeps its own files in; they come whole, none is waited for."""
+    return FolderConfig(
+        name=config.name,
+        path=str(path),
+        stable_s=0.0,
+        when_done=config.when_done,
+        keep_days=config.keep_days,
+        keep_mb=config.keep_mb,
+    )
 
 
 _LOOPBACK = re.compile(r"(127(?:\.[0-9]{1,3}){3}|localhost|\[::1\]):([0-9]{1,5})\Z")

@@ -191,7 +191,7 @@ class Worker:
         try:
             page = self._read(capture)
         except (FrameError, InputError) as error:
-            if isinstance(error, FrameError) and error.reason == CHANGED:
+            if error.reason == CHANGED:
                 source.done(capture, error)  # no verdict: it is offered again, with another content and key
             else:
                 self._refuse(source, capture, error)
@@ -252,12 +252,11 @@ class Worker:
         return True
 
     def _refuse(self, source: Source, capture: Capture, error: FrameError | InputError) -> None:
-        reason = error.reason if isinstance(error, FrameError) else "input"
-        self._outbox.fail(capture.key, reason)
+        self._outbox.fail(capture.key, error.reason)
         self._note(failed=self._state.failed + 1)
-        _log.warning("%s: refused (%s), key %s", capture.source, reason, capture.key[:12])
+        _log.warning("%s: refused (%s), key %s", capture.source, error.reason, capture.key[:12])
         if capture.keep:
-            said = (capture.key, capture.source, capture.name, reason, str(error), capture.page, capture.pages)
+            said = (capture.key, capture.source, capture.name, error.reason, str(error), capture.page, capture.pages)
             self._hooks.failed(FailedPage(*said))
         self._put_away(source, capture, error)
 

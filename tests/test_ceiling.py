@@ -22,7 +22,7 @@ def ceiling() -> Ceiling:
 
 
 def reading(resident: float, peak: float = 0.0) -> Reading:
-    return Reading(resident, max(resident, peak), 0.0)
+    return Reading(resident, max(resident, peak))
 
 
 def test_what_the_budget_allows_is_no_matter(ceiling):

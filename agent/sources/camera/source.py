@@ -16,7 +16,7 @@ import msgspec
 from agent.clock import Clock
 from agent.errors import ConfigError, FrameError, InputError
 from agent.page import PageResult
-from agent.source_config import CameraConfig, FolderConfig
+from agent.source_config import CameraConfig, FolderConfig, spool_config
 from agent.sources import Capture
 from agent.sources.camera.device import Process, needs_mb, task_of, unstable
 from agent.sources.camera.glance import Glance, State
@@ -249,7 +249,7 @@ class CameraSource:
 
 
 def _folder_of(config: CameraConfig, spool: Path) -> FolderConfig:
-    """Return the settings of the folder that pages are put into; what lies there is whole, so none is waited for.
+    """Return the settings of the folder that pages are put into, made where it is missing.
 
     Raises:
         ConfigError: it cannot be made.
@@ -258,14 +258,7 @@ def _folder_of(config: CameraConfig, spool: Path) -> FolderConfig:
         spool.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{spool}: {error.strerror}: state_dir must be writable") from error
-    return FolderConfig(
-        name=config.name,
-        path=str(spool),
-        stable_s=0.0,
-        when_done=config.when_done,
-        keep_days=config.keep_days,
-        keep_mb=config.keep_mb,
-    )
+    return spool_config(config, spool)
 
 
 def _open_memory(spool: Path, when_done: str) -> int:

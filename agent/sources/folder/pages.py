@@ -154,4 +154,4 @@ class Pages:
 
 def reason_of(error: FrameError | InputError) -> str:
     """Return why a page is refused: one word, and what to know about it."""
-    return f"{error.reason if isinstance(error, FrameError) else 'input'}: {error}"
+    return f"{error.reason}: {error}"

@@ -312,7 +312,7 @@ class FolderSource:
         pages, now = self._pages.get(capture.path), self._now()
         if capture.page and (pages is None or not pages.has(capture)):
             return ""  # its document went, or was written to, while this page was read
-        if isinstance(error, FrameError) and error.reason == CHANGED:
+        if error is not None and error.reason == CHANGED:
             waiting = self._forget(capture.path)
             self._put_back(waiting, now + self._config.stable_s)
             return ""

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from agent.clock import Clock
 from agent.errors import FrameError, InputError
 from agent.page import PageResult
-from agent.source_config import FolderConfig, ScannerConfig
+from agent.source_config import ScannerConfig, spool_config
 from agent.sources import Capture
 from agent.sources.folder.pages import FolderCapture
 from agent.sources.folder.source import FolderSource
@@ -74,7 +76,9 @@ class ScannerSource:
             self._orders.begin()
         except OSError as error:
             raise InputError(f"{state_dir}: {error.strerror}: state_dir must be a directory of this user") from error
-        self._folder = FolderSource(_folder_config(config, self._spool.path), self._clock)
+        # Two equal pages are two pages.
+        folder = msgspec.structs.replace(spool_config(config, self._spool.path), again="read")
+        self._folder = FolderSource(folder, self._clock)
         self._device = config.device
         self._arguments: tuple[str, ...] | None = None  # of a scan, once the scanner has said what it can
         self._order: Order | None = None
@@ -354,16 +358,3 @@ def _with_words(fault: Fault, said: str) -> Fault:
     if fault.word not in UNCLEAR or not said:
         return fault
     return Fault(fault.word, f"{fault.advice} ({said})", fault.pause_s)
-
-
-def _folder_config(config: ScannerConfig, path: Path) -> FolderConfig:
-    """Return the settings of the folder source: pages are moved in whole, and equal ones are two pages."""
-    return FolderConfig(
-        name=config.name,
-        path=str(path),
-        stable_s=0.0,
-        when_done=config.when_done,
-        keep_days=config.keep_days,
-        keep_mb=config.keep_mb,
-        again="read",
-    )

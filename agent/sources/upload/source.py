@@ -20,7 +20,7 @@ from agent.errors import ConfigError, FrameError, InputError
 from agent.health import WorkerState
 from agent.mask import Masker
 from agent.page import PageResult, to_json
-from agent.source_config import FolderConfig, UploadConfig
+from agent.source_config import FolderConfig, UploadConfig, spool_config
 from agent.sources import CHANGED, Capture
 from agent.sources.folder.pages import FolderCapture
 from agent.sources.folder.source import FolderSource
@@ -152,7 +152,7 @@ class UploadSource:
         Raises:
             OSError: it cannot be put away now; it will be offered again.
         """
-        if isinstance(error, FrameError) and error.reason == CHANGED:
+        if error is not None and error.reason == CHANGED:
             return self._folder.done(capture, error)
         claim = _claim(capture)
         if error is not None:
@@ -224,12 +224,11 @@ def _outcome(key: str, pages: list[_Told], *, kept: bool) -> Outcome:
 
 def _refused(capture: Capture, error: FrameError | InputError) -> PageResult:
     assert isinstance(capture, FolderCapture)
-    reason = error.reason if isinstance(error, FrameError) else "input"
     said = str(error).replace(os.fspath(capture.path), capture.name)
     return PageResult(
         *(capture.name, 0, 0),
         error=said,
-        reason=reason,
+        reason=error.reason,
         key=capture.key,
         source=capture.source,
         page=capture.page,
@@ -238,15 +237,5 @@ def _refused(capture: Capture, error: FrameError | InputError) -> PageResult:
 
 
 def _folder_config(config: UploadConfig, home: Path) -> FolderConfig:
-    # Files come whole, so none has to be still for a while, or gets time to have its end.
-    return FolderConfig(
-        name=config.name,
-        path=str(home),
-        stable_s=0.0,
-        give_up_s=0.0,
-        poll_s=POLL_S,
-        when_done=config.when_done,
-        keep_days=config.keep_days,
-        keep_mb=config.keep_mb,
-        again="read",
-    )
+    # Files get no time to have their end, nothing is dropped into the folder, and each request is a file of its own.
+    return msgspec.structs.replace(spool_config(config, home), give_up_s=0.0, poll_s=POLL_S, again="read")
