@@ -13,7 +13,7 @@ BENCH_ARGS ?=
 FONTS := fonts-arphic-ukai fonts-arphic-uming fonts-dejavu-core fonts-liberation fonts-wqy-zenhei
 GROUPS := convert,compress,onnx,postgres,dev
 PROGRAMS := ffmpeg g++ g++-aarch64-linux-gnu gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good \
-	gstreamer1.0-plugins-ugly mosquitto openssl postgresql python3-gi qemu-user sane-utils strace systemd
+	gstreamer1.0-plugins-ugly mosquitto mosquitto-clients openssl postgresql python3-gi qemu-user sane-utils strace systemd
 KILLS ?= 1000
 PAGES ?= 2000
 

@@ -1,4 +1,4 @@
-"""The messages between a device and the centre: topics, payloads, limits. README, "Protocol", is the same in words.
+"""The messages between a device and the centre: topics, payloads, limits. docs/PROTOCOL.md is the same in words.
 
 Everything is MQTT 5 with QoS 1 and JSON. Topics, below the configured prefix:
 

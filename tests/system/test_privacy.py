@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from tests import stub_worker
 from tests.command import EDGE_OCR, ROOT, run
 from tests.notify_kit import internet_sockets
 from tests.system.branch import Branch, until
+from tests.tcp_proxy import Proxy
 
 SETTINGS = """
 device = "box-1"
@@ -29,6 +33,16 @@ poll_s = 0.1
 [outbox]
 min_free_mb = 0
 """
+
+MQTT = """
+[mqtt]
+host = "127.0.0.1"
+port = {port}
+tls = false
+"""
+CARD, CITIZEN = "6222021234567890123", "11010519491231002X"
+PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"%PDF", b"RIFF", b"/9j/", b"iVBOR", b"JVBER", b"UklGR")
+"""How pictures and documents begin, and how they do in base64."""
 
 
 def unshare() -> tuple[str, ...]:
@@ -99,3 +113,50 @@ def test_uplink_opens_nothing_in_the_folders_of_pictures(tmp_path):
     assert any("outbox.db" in line for line in calls)
     assert [line for line in calls if f"{tmp_path}/inbox" in line] == []
     assert not [line for line in calls if Path(line.split('"')[1]).suffix in (".png", ".jpg", ".nb")]
+
+
+def planted(path: Path) -> None:
+    """Draw a page with numbers that must not leave, and a word that does."""
+    page = Image.new("L", (1000, 400), 255)
+    font = ImageFont.truetype("DejaVuSans.ttf", 40)
+    for row, text in enumerate(("Invoice", f"Card {CARD}", f"Id {CITIZEN}")):
+        ImageDraw.Draw(page).text((60, 50 + 110 * row), text, 0, font)
+    page.save(path)
+
+
+def rows_at_the_centre(branch: Branch) -> int:
+    with contextlib.closing(sqlite3.connect(branch.store.removeprefix("sqlite:"), timeout=10)) as database:
+        return int(database.execute("SELECT count(*) FROM results").fetchone()[0])
+
+
+@pytest.mark.timeout(120)
+def test_no_picture_and_no_planted_number_is_in_any_byte_that_leaves_nor_in_state_and_log(tmp_path, bundle_path):
+    branch = Branch(tmp_path / "branch")
+    (tmp_path / "inbox").mkdir()
+    planted(tmp_path / "inbox" / "page.png")
+    try:
+        branch.start("broker")
+        assert until(lambda: branch.is_ready("broker"), 10) < 10
+        branch.start("collector")
+        assert until(lambda: branch.is_ready("collector"), 20) < 20
+        with Proxy(branch.port) as proxy:
+            proxy.keep = True
+            settings = tmp_path / "agent.toml"
+            settings.write_text(SETTINGS.format(home=tmp_path, bundle=bundle_path) + MQTT.format(port=proxy.port))
+            command = (*EDGE_OCR, "run", "-c", str(settings))
+            with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True) as agent:
+                stored = until(lambda: rows_at_the_centre(branch) == 1, 60)
+                kept = b"".join(path.read_bytes() for path in (tmp_path / "state").iterdir() if path.is_file())
+                os.killpg(agent.pid, signal.SIGTERM)
+                said = agent.communicate(timeout=30)[1]
+            assert stored < 60, said.decode()
+            sent = bytes(proxy.sent)
+    finally:
+        branch.close()
+    assert b"Invoice" in sent  # the text was read, and went this way
+    assert b"Invoice" in kept
+    assert [mark for mark in PICTURES if mark in sent or mark in kept or mark in said] == []
+    for number in (CARD, CITIZEN):
+        for part in (number, number[:12], number[-12:]):
+            assert part.encode() not in sent + kept + said
+    assert b"Invoice" not in said
