@@ -48,7 +48,7 @@ class ReaderConfig(Strict, frozen=True):
         min_score: lines read with less are dropped.
     """
 
-    bundle: str = "/var/lib/edge-ocr/bundle"
+    bundle: str = "/opt/edge-ocr/current/bundle"
     threads: Annotated[int, Meta(ge=1, le=64)] = 1
     engine: Literal["auto", "paddlelite", "onnxruntime", "paddle"] = "auto"
     power_mode: Literal["any", "high", "low", "full", "some-high", "some-low"] = "any"

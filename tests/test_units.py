@@ -96,7 +96,7 @@ def test_units_are_understood_by_systemd(tmp_path):
     for name in SERVICES:
         (place / f"{name}.d").mkdir()
     units.write(settings(tmp_path, 'a "b" %n\\'.join(("/srv/", "/x")), "10.0.0.1"), place)
-    program = tmp_path / "opt/edge-ocr/venv/bin/edge-ocr"
+    program = tmp_path / "opt/edge-ocr/current/venv/bin/edge-ocr"
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -117,7 +117,7 @@ def test_units_keep_to_the_program(unit):
     assert (said["Type"], said["NotifyAccess"], said["Restart"]) == ("notify", "main", "always")
     assert "network-online.target" not in str(values(unit, "Unit"))
     command = unit.removesuffix(".service").removeprefix("edge-ocr-")
-    assert said["ExecStart"] == f"/opt/edge-ocr/venv/bin/edge-ocr {command} -c /etc/edge-ocr/agent.toml"
+    assert said["ExecStart"] == f"/opt/edge-ocr/current/venv/bin/edge-ocr {command} -c /etc/edge-ocr/agent.toml"
 
 
 def test_first_start_may_try_the_bundle_as_long_as_the_program_does():

@@ -80,7 +80,7 @@ class Machine:
         user = self.run("id", "-u", "edge-ocr").out.strip()
         return self.run(
             *("nsenter", "-t", number, "-U", "-m", "-n", "-S", user, "-G", user, "--"),
-            *("env", "LD_LIBRARY_PATH=/opt/edge-ocr/python/lib", "/opt/edge-ocr/venv/bin/python", "-c", code),
+            *("env", "LD_LIBRARY_PATH=/opt/edge-ocr/python/lib", "/opt/edge-ocr/current/venv/bin/python", "-c", code),
         )
 
     def close(self) -> None:

@@ -65,20 +65,23 @@ printf '[Unit]\nRequires=basic.target\nAllowIsolate=yes\n' >"$root/etc/systemd/s
 
 # The agent, as a package would put it.
 opt=$root/opt/edge-ocr
-mkdir -p "$opt/python" "$opt/src" "$opt/venv/bin" "$opt/venv/lib/python$version/site-packages"
+release=$opt/releases/checkout
+mkdir -p "$opt/python" "$opt/src" "$release/venv/bin" "$release/venv/lib/python$version/site-packages" "$release/bundle"
+ln -s releases/checkout "$opt/current"
 mount --bind "$python" "$opt/python"
 mount --bind "$checkout" "$opt/src"
-mount --bind "$site" "$opt/venv/lib/python$version/site-packages"
-ln -s "../../python/bin/python$version" "$opt/venv/bin/python"
-printf 'home = /opt/edge-ocr/python/bin\n' >"$opt/venv/pyvenv.cfg"
-cat >"$opt/venv/bin/edge-ocr" <<'END'
-#!/opt/edge-ocr/venv/bin/python
+mount --bind "$site" "$release/venv/lib/python$version/site-packages"
+mount --bind "$bundle" "$release/bundle"
+ln -s "/opt/edge-ocr/python/bin/python$version" "$release/venv/bin/python"
+printf 'home = /opt/edge-ocr/python/bin\n' >"$release/venv/pyvenv.cfg"
+cat >"$release/venv/bin/edge-ocr" <<'END'
+#!/opt/edge-ocr/current/venv/bin/python
 import sys
 sys.path.insert(0, "/opt/edge-ocr/src")
 from agent.__main__ import main
 main()
 END
-chmod 755 "$opt/venv/bin/edge-ocr"
+chmod 755 "$release/venv/bin/edge-ocr"
 cp "$checkout"/systemd/*.service "$checkout"/systemd/*.socket "$checkout"/systemd/*.target "$root/etc/systemd/system/"
 cp "$checkout/systemd/edge-ocr.sysusers" "$root/usr/lib/sysusers.d/edge-ocr.conf"
 cp "$checkout/systemd/edge-ocr.tmpfiles" "$root/usr/lib/tmpfiles.d/edge-ocr.conf"
@@ -87,8 +90,7 @@ for unit in worker uplink; do # a Python that was built for another place finds 
     printf '[Service]\nEnvironment=LD_LIBRARY_PATH=/opt/edge-ocr/python/lib\n' \
         >"$root/etc/systemd/system/edge-ocr-$unit.service.d/python.conf"
 done
-mkdir -p "$root/var/lib/edge-ocr/bundle" "$root/etc/edge-ocr"
-mount --bind "$bundle" "$root/var/lib/edge-ocr/bundle"
+mkdir -p "$root/etc/edge-ocr"
 
 cd "$root"
 mkdir -p old
