@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test bench torture soak lint format samples clean
+.PHONY: help setup demo test bench torture soak package lint format samples clean
 
 BUNDLE := models/build/ppocr-v4-x86_64-fp32
 RECIPE := models/ppocr-v4.toml
@@ -11,9 +11,13 @@ CONVERT = .venv/bin/edge-ocr convert $(RECIPE) --target x86_64 --precision fp32
 BENCH_ARGS ?=
 # What the converter draws documents with; the tests name what is missing.
 FONTS := fonts-arphic-ukai fonts-arphic-uming fonts-dejavu-core fonts-liberation fonts-wqy-zenhei
-GROUPS := convert,compress,onnx,postgres,dev
+GROUPS := convert,compress,onnx,pack,postgres,dev
 PROGRAMS := ffmpeg g++ g++-aarch64-linux-gnu gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good \
 	gstreamer1.0-plugins-ugly mosquitto mosquitto-clients openssl postgresql python3-gi qemu-user sane-utils strace systemd
+TARGET ?= aarch64
+PYTHON ?= 3.11
+BOX_BUNDLE ?= models/build/ppocr-v4-portable-fp32
+PACK_ARGS ?=
 KILLS ?= 1000
 PAGES ?= 2000
 
@@ -58,6 +62,11 @@ soak: ## PAGES=2000 mixed pages at two memory limits, and five times as many dam
 	@sh scripts/setup.sh programs $(FONTS)
 	@test -e $(BUNDLE)/bundle.toml || $(CONVERT)
 	.venv/bin/python -m tests.system.endurance --pages $(PAGES) $(if $(DATA),--data $(DATA)) $(if $(SEED),--seed $(SEED))
+
+package: ## a package for a box without network; TARGET=aarch64 PYTHON=3.11 BOX_BUNDLE=DIR PACK_ARGS="--deb"
+	@sh scripts/setup.sh agent $(GROUPS)
+	@test -e $(BOX_BUNDLE)/bundle.toml || .venv/bin/edge-ocr convert $(RECIPE) --target portable --no-measure
+	.venv/bin/edge-ocr pack --target $(TARGET) --python $(PYTHON) --bundle $(BOX_BUNDLE) $(PACK_ARGS)
 
 lint: ## check style, formatting and types
 	@sh scripts/setup.sh agent $(GROUPS)

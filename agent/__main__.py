@@ -36,6 +36,7 @@ _LAZY = {
     "outbox": ("agent.service", "outbox_group", "Look at the results that wait here."),
     "convert": ("converters.__main__", "convert_command", "Convert PP-OCR models into a bundle."),
     "lite": ("agent.lite.commands", "lite_group", "Build and check the native binding on Paddle Lite."),
+    "pack": ("agent.pack.commands", "pack_command", "Make a package for a box without network."),
     "bench": ("converters.bench", "bench_command", "Measure this reader beside RapidOCR."),
     "evaluate": ("converters.evaluate", "evaluate_command", "Compare bundles on labelled pictures."),
 }
@@ -121,7 +122,10 @@ def _make_folder(path: Path) -> None:
 
 
 def _default_bundle() -> Path:
-    """Return where the default bundle is: below this folder, or below the checkout that this program runs from."""
+    """Return where the default bundle is: in the release that this program is of, below this folder or the checkout."""
+    released = Path(sys.prefix).parent / "bundle"
+    if (released / "bundle.toml").exists():
+        return released
     place = Path("models/build") / f"ppocr-v4-{platform.machine()}-fp32"
     checkout = Path(__file__).parent.parent / place
     return checkout if not place.exists() and checkout.exists() else place

@@ -50,6 +50,18 @@ class BundleError(AgentError):
     code = ExitCode.BUNDLE
 
 
+class PackageError(AgentError):
+    """A package is damaged, or cannot be made of what was named."""
+
+    code = ExitCode.BUNDLE
+
+
+class InstallError(AgentError):
+    """A package cannot be installed on this machine; what was installed before is as it was."""
+
+    code = ExitCode.UNAVAILABLE
+
+
 class EngineError(AgentError):
     """No usable inference runtime for what was asked."""
 

@@ -12,6 +12,7 @@ from agent import service
 from agent.__main__ import cli
 from agent.errors import ExitCode
 from agent.lite.commands import lite_group
+from agent.pack.commands import pack_command
 from agent.sources.camera.adjust import camera_command
 from converters.__main__ import convert_command
 from converters.bench import bench_command
@@ -33,6 +34,7 @@ COMMANDS = {
     "units": service.units_command,
     "convert": convert_command,
     "lite": lite_group,
+    "pack": pack_command,
     "bench": bench_command,
     "evaluate": evaluate_command,
 }

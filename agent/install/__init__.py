@@ -1,0 +1,1 @@
+"""What a package does on the box: install, upgrade, go back, remove. It needs the standard library only."""

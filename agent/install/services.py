@@ -1,0 +1,170 @@
+"""The units of a release: put where systemd finds them, enabled, restarted, and waited for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from agent.errors import InstallError
+from agent.install.places import DROP_IN, DROP_INS, SETTINGS, Manner
+from agent.install.system import run
+
+_KINDS = (".service", ".socket", ".target", ".path", ".timer")
+_STOP_S = 180.0  # TimeoutStopSec= of the worker, and some
+_START_S = 400.0  # with its TimeoutStartSec=
+STEADY_S = 3.0
+"""A service that was ready and ends within this time did not come up."""
+
+
+class States(NamedTuple):
+    """How services were before.
+
+    Attributes:
+        active: those that ran, or tried to.
+        failed: those that have failed.
+    """
+
+    active: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
+def alive() -> bool:
+    """Return whether a systemd runs this system; in a chroot or while an image is built none does."""
+    return os.path.isdir("/run/systemd/system") and shutil.which("systemctl") is not None
+
+
+def names(release: Path) -> list[str]:
+    """Return the units that a release has."""
+    return sorted(path.name for path in (release / "systemd").glob("*") if path.suffix in _KINDS)
+
+
+def look(units: Iterable[str]) -> States:
+    """Return how units are now."""
+    if not alive():
+        return States()
+    states = {unit: run(("systemctl", "show", "-P", "ActiveState", unit), check=False).strip() for unit in units}
+    active = tuple(unit for unit, state in states.items() if state in ("active", "activating", "reloading"))
+    return States(active, tuple(unit for unit, state in states.items() if state == "failed"))
+
+
+def put(release: Path, manner: Manner) -> None:
+    """Make a release's units those that systemd finds, and no other ones of ours."""
+    manner.units.mkdir(parents=True, exist_ok=True)
+    wanted = names(release)
+    for unit in wanted:
+        fresh = manner.units / f".{unit}.new"
+        shutil.copyfile(release / "systemd" / unit, fresh)
+        fresh.chmod(0o644)
+        fresh.replace(manner.units / unit)
+    for unit in installed(manner):
+        if unit not in wanted:
+            disable(unit)
+            (manner.units / unit).unlink()
+
+
+def remove(manner: Manner) -> None:
+    """Take all units of ours away, with what `edge-ocr units` has written."""
+    for unit in installed(manner):
+        disable(unit)
+        (manner.units / unit).unlink()
+    for drop_in in DROP_INS.glob(f"edge-ocr*.d/{DROP_IN}"):
+        drop_in.unlink()
+        if not any(drop_in.parent.iterdir()):
+            drop_in.parent.rmdir()
+
+
+def installed(manner: Manner) -> list[str]:
+    """Return the units of ours that systemd finds."""
+    return sorted(path.name for path in manner.units.glob("edge-ocr*") if path.suffix in _KINDS)
+
+
+def to_start(release: Path) -> list[str]:
+    """Return the units of a first installation: all but sockets, and no uplink where the settings name no broker."""
+    has_broker = any(
+        line.split("#")[0].split() == ["[mqtt]"] for line in SETTINGS.read_text(encoding="utf-8").splitlines()
+    )
+    units = [unit for unit in names(release) if not unit.endswith(".socket") and any(_wanted_by(release, unit))]
+    return [unit for unit in units if has_broker or unit != "edge-ocr-uplink.service"]
+
+
+def _wanted_by(release: Path, unit: str) -> Iterator[str]:
+    for line in (release / "systemd" / unit).read_text(encoding="utf-8").splitlines():
+        if line.startswith("WantedBy="):
+            yield from line.removeprefix("WantedBy=").split()
+
+
+def enable(release: Path, units: Iterable[str], manner: Manner) -> None:
+    """Have units start with the system, as `systemctl enable` does, which is not everywhere."""
+    for unit in units:
+        for target in _wanted_by(release, unit):
+            link = DROP_INS / f"{target}.wants" / unit
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(manner.units / unit)
+
+
+def disable(unit: str) -> None:
+    """Take the links away that have a unit started."""
+    for link in DROP_INS.glob(f"*.wants/{unit}"):
+        link.unlink()
+        if not any(link.parent.iterdir()):
+            link.parent.rmdir()
+
+
+def reload() -> None:
+    """Have systemd read its units anew."""
+    if alive():
+        run(("systemctl", "daemon-reload"))
+
+
+def stop(units: Iterable[str]) -> None:
+    """Stop units; a page at hand is finished first."""
+    given = list(units)
+    if alive() and given:
+        run(("systemctl", "stop", *given), check=False, timeout_s=_STOP_S)
+
+
+def start(states: States) -> None:
+    """Have those run that are to, with what is installed now, and wait until they are ready.
+
+    Raises:
+        InstallError: one does not get ready, or ends right after; the message has the last that it said.
+    """
+    if not alive():
+        return
+    if states.failed:
+        run(("systemctl", "restart", "--no-block", *states.failed), check=False)
+    services = [unit for unit in states.active if unit.endswith(".service")]
+    stop(services)  # a socket cannot be opened anew while its service has it
+    sockets = [unit for unit in states.active if unit.endswith(".socket")]
+    if sockets:
+        run(("systemctl", "restart", *sockets))
+    for unit in (*services, *(set(states.active) - {*services, *sockets})):  # in turn, so that a message names the one
+        try:
+            run(("systemctl", "start", unit), timeout_s=_START_S)
+        except InstallError as error:
+            raise InstallError(f"{unit} does not get ready: {_last_words(unit)}") from error
+    _stay(services)
+
+
+def _stay(services: list[str]) -> None:
+    restarts = {unit: _restarts(unit) for unit in services}
+    time.sleep(STEADY_S if services else 0)
+    for unit in services:
+        active = run(("systemctl", "is-active", unit), check=False).strip() == "active"
+        if not active or _restarts(unit) != restarts[unit]:
+            raise InstallError(f"{unit} ends right after its start: {_last_words(unit)}")
+
+
+def _restarts(unit: str) -> str:
+    return run(("systemctl", "show", "-P", "NRestarts", unit), check=False).strip()
+
+
+def _last_words(unit: str) -> str:
+    said = run(("journalctl", "--no-pager", "-o", "cat", "-n", "20", "-u", unit), check=False).splitlines()
+    own = [line for line in said if line.startswith("edge-ocr:")]
+    return (own or said or [f"see journalctl -u {unit}"])[-1]

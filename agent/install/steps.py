@@ -1,0 +1,266 @@
+"""Installing, going back and removing. Whatever fails takes back what was done before it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from agent.errors import BusyError, InstallError
+from agent.install import package as packages
+from agent.install import release as releases
+from agent.install import services, system
+from agent.install.package import Package
+from agent.install.places import (
+    CACHE_DIR,
+    CONFIG_DIR,
+    CURRENT,
+    DEB,
+    DROP_INS,
+    NAME,
+    OPT,
+    PREVIOUS,
+    RELEASES,
+    RUN,
+    SETTINGS,
+    STATE_DIR,
+    SWITCHING,
+    USER,
+    Manner,
+)
+from agent.install.services import States
+
+Say = Callable[[str], None]
+
+
+class Source(NamedTuple):
+    """A package file.
+
+    Attributes:
+        path: the file.
+        offset: bytes before its archive.
+        package: what is in it.
+    """
+
+    path: Path
+    offset: int
+    package: Package
+
+
+class Before(NamedTuple):
+    """What ran before a switch.
+
+    Attributes:
+        current: the release; None on a box without one.
+        previous: the one before.
+        states: of its services.
+    """
+
+    current: Path | None
+    previous: Path | None
+    states: States
+
+
+def install(source: Source, say: Say) -> None:
+    """Install a package, upgrade to it, or mend what is there of it.
+
+    Raises:
+        AgentError: it cannot be done, and what was there before is there again; the message says why.
+    """
+    package = source.package
+    system.require_machine(package)
+    if system.installed_by_dpkg():
+        raise InstallError("the Debian package of edge-ocr is installed: upgrade it with apt, or remove it first")
+    with _alone():
+        _recover(RUN, say)
+        release, fresh = releases.find(package), False
+        if release is None:
+            release, fresh = _unpacked(source, say), True
+        with ExitStack() as undo:
+            if fresh:
+                undo.callback(packages.remove, release)
+            _take_up(release, package, RUN, undo, say)
+            undo.pop_all()
+        releases.clear_away()
+
+
+def configure(folder: Path, say: Say) -> None:
+    """Take up a release that dpkg has unpacked.
+
+    Raises:
+        AgentError: it does not work here, and the old one runs on.
+    """
+    package = packages.verify(folder)
+    system.require_machine(package)
+    with _alone():
+        _recover(DEB, say)
+        releases.compile_all(folder, folder)
+        with ExitStack() as undo:
+            _take_up(folder, package, DEB, undo, say)
+            undo.pop_all()
+        releases.clear_away()
+
+
+def roll_back(say: Say) -> None:
+    """Go back to the release before; it becomes the other one's "before".
+
+    Raises:
+        AgentError: there is none, or it does not run any more.
+    """
+    with _alone():
+        manner = _manner()
+        _recover(manner, say)
+        release = releases.pointed_at(PREVIOUS)
+        if release is None or release == releases.pointed_at(CURRENT):
+            raise InstallError("there is no release before this one to go back to")
+        package = packages.verify(release)
+        with ExitStack() as undo:
+            _take_up(release, package, manner, undo, say)
+            undo.pop_all()
+
+
+def uninstall(say: Say, *, purge: bool) -> None:
+    """Remove everything but settings and data; with purge these as well."""
+    if system.installed_by_dpkg():
+        raise InstallError(f"installed as a Debian package: apt-get {'purge' if purge else 'remove'} {NAME}")
+    with _alone():
+        _take_away(RUN)
+        for folder in (OPT, CACHE_DIR):
+            shutil.rmtree(folder, ignore_errors=True)
+    if purge:
+        _purge()
+    say("removed, with settings and data" if purge else f"removed; {CONFIG_DIR} and {STATE_DIR} stay")
+
+
+def leave() -> None:
+    """Stop and take away what is not dpkg's, before that removes its files."""
+    with _alone():
+        _take_away(DEB)
+
+
+def _take_away(manner: Manner) -> None:
+    """Stop the services, and remove units and links."""
+    services.stop(services.look(services.installed(manner)).active)
+    services.remove(manner)
+    services.reload()
+    for link in (manner.command, CURRENT, PREVIOUS, SWITCHING):
+        link.unlink(missing_ok=True)
+
+
+def _purge() -> None:
+    for folder in (CONFIG_DIR, STATE_DIR, *DROP_INS.glob("edge-ocr*.d")):
+        shutil.rmtree(folder, ignore_errors=True)
+    system.run(("userdel", USER), check=False)
+    system.run(("groupdel", "edge-ocr-upload"), check=False)
+
+
+def _manner() -> Manner:
+    return DEB if system.installed_by_dpkg() else RUN
+
+
+def _recover(manner: Manner, say: Say) -> None:
+    """Go back to what a switch that was cut off had begun with."""
+    if releases.recover():
+        current = releases.pointed_at(CURRENT)
+        say(f"an installation was cut off: going on from {current.name if current else 'nothing'}")
+        if current is not None:
+            services.put(current, manner)
+
+
+def _unpacked(source: Source, say: Say) -> Path:
+    system.require_space(source.package)
+    place = releases.place_for(source.package)
+    say(f"unpacking {source.package.bytes >> 20} MB to {place}")
+    releases.unpack(source.path, source.offset, place, lambda share: None)
+    return place
+
+
+def _take_up(release: Path, package: Package, manner: Manner, undo: ExitStack, say: Say) -> None:
+    """Prepare the box for a release, try it, switch to it and start it."""
+    _prepare(release, undo)
+    say("trying it: settings and a page")
+    releases.try_out(release, package)
+    current = releases.pointed_at(CURRENT)
+    before = Before(current, releases.pointed_at(PREVIOUS), services.look(services.names(current or release)))
+    undo.callback(_end, say, f"going back to {before.current.name if before.current else 'what was there before'}")
+    undo.callback(_put_back, before, manner)
+    releases.begin_switch(before.current)
+    _switch(release, before, manner)
+    services.start(_states(release, before, manner))
+    releases.end_switch()
+    say(f"installed: {package.about}" + ("" if services.alive() else "; it starts with the system"))
+
+
+def _prepare(release: Path, undo: ExitStack) -> None:
+    system.make_user(release / "systemd" / "edge-ocr.sysusers")
+    system.make_directories(release / "systemd" / "edge-ocr.tmpfiles")
+    if not SETTINGS.exists():
+        fresh = SETTINGS.with_name(".agent.toml.new")
+        shutil.copyfile(release / "agent.toml", fresh)
+        fresh.chmod(0o644)
+        fresh.replace(SETTINGS)
+        undo.callback(SETTINGS.unlink, missing_ok=True)
+
+
+def _switch(release: Path, before: Before, manner: Manner) -> None:
+    if before.current is not None and before.current != release:
+        releases.point(PREVIOUS, before.current)
+    releases.point(CURRENT, release)
+    services.put(release, manner)
+    releases.write_drop_ins(release, DROP_INS)
+    if before.current is None:
+        services.enable(release, services.to_start(release), manner)
+    manner.command.parent.mkdir(parents=True, exist_ok=True)
+    if not manner.command.is_symlink():
+        manner.command.symlink_to(CURRENT / "venv/bin/edge-ocr")
+    os.sync()
+    services.reload()
+
+
+def _states(release: Path, before: Before, manner: Manner) -> States:
+    """Return what is to run: what ran before; on a new box what starts with the system."""
+    return before.states if before.current is not None else States(active=tuple(services.to_start(release)))
+
+
+def _put_back(before: Before, manner: Manner) -> None:
+    """Have everything as it was before a switch. What cannot be started again is left to systemd, which tries on."""
+    if before.current is None:
+        services.stop(services.look(services.installed(manner)).active)
+        services.remove(manner)
+        manner.command.unlink(missing_ok=True)
+    releases.point(CURRENT, before.current)
+    releases.point(PREVIOUS, before.previous)
+    if before.current is not None:
+        services.put(before.current, manner)
+        releases.write_drop_ins(before.current, DROP_INS)
+    services.reload()
+    if before.current is not None:
+        services.start(before.states)
+    releases.end_switch()
+
+
+def _end(say: Say, what: str) -> None:
+    say(what)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Be the only installer at work.
+
+    Raises:
+        BusyError: another is.
+    """
+    os.umask(0o022)
+    RELEASES.mkdir(parents=True, exist_ok=True)
+    handle = os.open(OPT, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise BusyError("edge-ocr is being installed or removed already: wait until that has ended") from error
+    finally:
+        os.close(handle)
