@@ -258,7 +258,12 @@ def load(path: Path, kind: type[T], *, check_files: bool = True) -> T:
         ConfigError: missing, unreadable, not TOML, an unknown key, or a value out of its range; with file, line, key,
             value and what is accepted.
     """
-    config, document = strict.read(path, kind)
+    return check(strict.Document(path), kind, check_files=check_files)
+
+
+def check(document: strict.Document, kind: type[T], *, check_files: bool = True) -> T:
+    """Return the settings in a file that was read; arguments and errors are those of `load`."""
+    config = strict.check(document, kind)
     if config.mqtt is not None:
         _check_broker(document, config.mqtt, check_files)
     if isinstance(config, AgentConfig):

@@ -29,18 +29,18 @@ _SETTING = re.compile(rf"\s*({_NAME}(?:\s*\.\s*{_NAME})*)\s*=")
 class Document:
     """A settings file, and on which of its lines things stand."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, raw: bytes | None = None) -> None:
         """Read a file.
+
+        Args:
+            path: the file.
+            raw: what is in it, where it was read already.
 
         Raises:
             ConfigError: it is missing, unreadable, too large or not TOML.
         """
         self.path = path
-        try:
-            with path.open("rb") as file:
-                raw = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}") from error
+        raw = _content(path) if raw is None else raw
         if len(raw) > MAX_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes: these are no settings")
         try:
@@ -94,18 +94,25 @@ class Document:
         return f"{self.path}:{number}: {what}not valid TOML: {said.replace(found[0], '')}"
 
 
-def read(path: Path, kind: type[T]) -> tuple[T, Document]:
-    """Return the settings in a file, and the file for more questions.
+def check(document: Document, kind: type[T]) -> T:
+    """Return the settings in a file that was read.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown or missing, or a value is not accepted.
+        ConfigError: a key is unknown or missing, or a value is not accepted.
     """
-    document = Document(path)
     _check(document, _type_of(kind), document.table, ())
     try:
-        return msgspec.convert(document.table, kind), document
+        return msgspec.convert(document.table, kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}") from None  # what `_check` knows too little about
+        raise ConfigError(f"{document.path}: {error}") from None  # what `_check` knows too little about
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
 
 
 @functools.cache
