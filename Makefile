@@ -12,7 +12,7 @@ BENCH_ARGS ?=
 # What the converter draws documents with; the tests name what is missing.
 FONTS := fonts-arphic-ukai fonts-arphic-uming fonts-dejavu-core fonts-liberation fonts-wqy-zenhei
 GROUPS := convert,compress,onnx,pack,postgres,dev
-PROGRAMS := ffmpeg g++ g++-aarch64-linux-gnu gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good \
+PROGRAMS := dosfstools ffmpeg g++ g++-aarch64-linux-gnu gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good \
 	gstreamer1.0-plugins-ugly mosquitto mosquitto-clients openssl postgresql python3-gi qemu-user sane-utils strace systemd
 TARGET ?= aarch64
 PYTHON ?= 3.11

@@ -32,6 +32,7 @@ _LAZY = {
     "status": ("agent.service", "status_command", "Tell how the agent is."),
     "check": ("agent.service", "check_command", "Look whether the agent can work here."),
     "scan": ("agent.service", "scan_command", "Have the agent scan pages."),
+    "provision": ("agent.provision.commands", "provision_command", "Take settings and keys from a stick."),
     "units": ("agent.service", "units_command", "Print what the systemd units need for the settings."),
     "outbox": ("agent.service", "outbox_group", "Look at the results that wait here."),
     "convert": ("converters.__main__", "convert_command", "Convert PP-OCR models into a bundle."),

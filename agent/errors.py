@@ -86,6 +86,12 @@ class BusyError(AgentError):
     code = ExitCode.TEMPORARY
 
 
+class ProvisionError(AgentError):
+    """The box cannot take its settings now; started again, it goes on where it was."""
+
+    code = ExitCode.TEMPORARY
+
+
 class ScannerError(AgentError):
     """A scanner gives no page now; the message says what to do at it."""
 

@@ -136,6 +136,7 @@ has_program() {
     fonts-* | gir1.2-* | gstreamer1.0-* | python3-gi) dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' ;;
     g++-*) command -v "${1#g++-}-g++" >/dev/null ;;
     mosquitto-clients) command -v mosquitto_sub >/dev/null ;;
+    dosfstools) PATH="$PATH:/usr/sbin:/sbin" command -v mkfs.vfat >/dev/null ;;
     qemu-user) command -v qemu-aarch64 >/dev/null ;;
     sane-utils) command -v scanimage >/dev/null ;;
     systemd) command -v systemd-analyze >/dev/null ;;

@@ -91,7 +91,13 @@ LAYERS = (
     ("uplink",),
     ("openers",),
     ("batch", "worker", "supervise", "report", "units"),
-    ("check", "scan"),
+    ("check", "scan", "provision", "provision.folder", "provision.identity", "provision.papers", "provision.pem"),
+    ("provision.box", "provision.keys"),
+    ("provision.request",),
+    ("provision.media",),
+    ("provision.note",),
+    ("provision.apply",),
+    ("provision.commands",),
     ("service",),
     ("__main__",),
 )
@@ -102,7 +108,7 @@ RUNTIMES = {"paddle", "paddlelite", "onnxruntime"}
 ONLY_IN = {
     "cv2": {"image", "detect", "sources.camera.eye", "sources.camera.feed", "sources.camera.gate"},
     "psutil": set(),
-    "click": {"__main__", "service", "lite.commands", "pack.commands", "sources.camera.adjust"},
+    "click": {"__main__", "service", "lite.commands", "pack.commands", "provision.commands", "sources.camera.adjust"},
     "inotify_simple": {"sources.folder.watch"},
     "tomli": set(),
     "pypdfium2": set(),  # PDFium by ctypes, in a process of its own
@@ -127,7 +133,7 @@ ONLY_IN = {
         "sources.upload.front",
         "sources.upload.listener",
     },
-    "ssl": {"mqtt.link", "mqtt.tls"},
+    "ssl": {"mqtt.link", "mqtt.tls", "provision.pem"},
     "urllib": {"sources.upload.front"},
     "http": set(),
 }
@@ -262,6 +268,7 @@ def test_help_names_every_command():
             "check",
             "scan",
             "units",
+            "provision",
             "convert",
             "bench",
             "lite",

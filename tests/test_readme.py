@@ -13,6 +13,7 @@ from agent.__main__ import cli
 from agent.errors import ExitCode
 from agent.lite.commands import lite_group
 from agent.pack.commands import pack_command
+from agent.provision.commands import provision_command
 from agent.sources.camera.adjust import camera_command
 from converters.__main__ import convert_command
 from converters.bench import bench_command
@@ -32,6 +33,7 @@ COMMANDS = {
     "check": service.check_command,
     "scan": service.scan_command,
     "units": service.units_command,
+    "provision": provision_command,
     "convert": convert_command,
     "lite": lite_group,
     "pack": pack_command,

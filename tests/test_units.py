@@ -14,6 +14,8 @@ from agent import units
 from agent.config import AgentConfig, MemoryConfig, load
 from agent.documents import pdf
 from agent.errors import ConfigError, InputError
+from agent.provision import media
+from agent.provision.box import UNITS, Box
 from agent.source_config import CameraConfig, ScannerConfig, UploadConfig
 from agent.supervise import HOPELESS
 from agent.trial import TIMEOUT_S
@@ -21,8 +23,9 @@ from tests.command import EDGE_OCR, ROOT, run
 
 HOME = ROOT / "systemd"
 SERVICES = ("edge-ocr-worker.service", "edge-ocr-uplink.service")
+PROVISION = "edge-ocr-provision.service"
 # Exposure, times ten, above which systemd-analyze fails; it rounds up by itself.
-MOST = {"edge-ocr-worker.service": 5, "edge-ocr-uplink.service": 10}
+MOST = {"edge-ocr-worker.service": 5, "edge-ocr-uplink.service": 10, PROVISION: 19}
 MOST_WITH_CAMERA = 7
 SETTINGS = """
 device = "box-1"
@@ -67,7 +70,7 @@ def analyze(unit: Path, most: int) -> None:
     assert said.returncode == 0, said.stdout[-2000:] + said.stderr
 
 
-@pytest.mark.parametrize("unit", SERVICES)
+@pytest.mark.parametrize("unit", MOST)
 def test_exposure_is_low(unit):
     analyze(HOME / unit, MOST[unit])
 
@@ -102,7 +105,7 @@ def test_units_are_understood_by_systemd(tmp_path):
     program.chmod(0o755)
     shutil.copytree("/usr/lib/systemd/system", tmp_path / "usr/lib/systemd/system", symlinks=True)
     names = sorted(path.name for path in place.iterdir() if path.is_file())
-    assert len(names) == 4
+    assert len(names) == 5
     said = subprocess.run(
         ("systemd-analyze", "verify", "--man=no", f"--root={tmp_path}", *names), capture_output=True, text=True
     )
@@ -118,6 +121,33 @@ def test_units_keep_to_the_program(unit):
     assert "network-online.target" not in str(values(unit, "Unit"))
     command = unit.removesuffix(".service").removeprefix("edge-ocr-")
     assert said["ExecStart"] == f"/opt/edge-ocr/current/venv/bin/edge-ocr {command} -c /etc/edge-ocr/agent.toml"
+
+
+def test_settings_come_before_what_needs_them():
+    order = values(PROVISION, "Unit")["Before"].split()
+    assert set(order) == {*SERVICES, "edge-ocr.socket", "edge-ocr.target"}
+    said = values(PROVISION)
+    assert (said["Type"], said["RemainAfterExit"]) == ("oneshot", "yes")
+    command, _, wait = said["ExecStart"].rpartition(" ")
+    assert command == "/opt/edge-ocr/current/venv/bin/edge-ocr provision --wait"
+    assert int(wait) + media.MAX_DEVICES * 2 < int(said["TimeoutStartSec"])
+
+
+def test_box_that_has_its_settings_does_not_even_start_the_program():
+    text = (HOME / PROVISION).read_text()
+    here = Box(Path("/etc/edge-ocr/agent.toml"))
+    assert [line for line in text.splitlines() if line.startswith("Condition")] == [
+        f"ConditionPathExists=|!{here.record}",
+        f"ConditionPathExists=|{here.pending}",
+        f"ConditionPathExists=|{here.again}",
+    ]
+
+
+def test_media_are_written_to_where_they_are_looked_for():
+    lines = re.findall(r"^ReadWritePaths=(.+)$", (HOME / PROVISION).read_text(), re.MULTILINE)
+    opened = {place.removeprefix("-") for line in lines for place in line.split()}
+    assert opened == {"/etc/edge-ocr", str(UNITS), "/boot", *(place.rstrip("/") for place in media.MOUNTED)}
+    assert all(place.startswith("boot") for place in media.BOOT)
 
 
 def test_first_start_may_try_the_bundle_as_long_as_the_program_does():

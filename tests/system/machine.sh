@@ -85,7 +85,7 @@ chmod 755 "$release/venv/bin/edge-ocr"
 cp "$checkout"/systemd/*.service "$checkout"/systemd/*.socket "$checkout"/systemd/*.target "$root/etc/systemd/system/"
 cp "$checkout/systemd/edge-ocr.sysusers" "$root/usr/lib/sysusers.d/edge-ocr.conf"
 cp "$checkout/systemd/edge-ocr.tmpfiles" "$root/usr/lib/tmpfiles.d/edge-ocr.conf"
-for unit in worker uplink; do # a Python that was built for another place finds its library here
+for unit in worker uplink provision; do # a Python that was built for another place finds its library here
     mkdir "$root/etc/systemd/system/edge-ocr-$unit.service.d"
     printf '[Service]\nEnvironment=LD_LIBRARY_PATH=/opt/edge-ocr/python/lib\n' \
         >"$root/etc/systemd/system/edge-ocr-$unit.service.d/python.conf"
