@@ -78,6 +78,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         keepalive_s: the configured one, or the broker's.
         retain: whether the broker keeps retained messages.
         session_present: it had kept the session.
+        expiry_s: so long it keeps a session, where it named another time than was asked for; else -1.
     """
 
     window: int
@@ -85,6 +86,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     keepalive_s: int = 0
     retain: bool = True
     session_present: bool = False
+    expiry_s: int = -1
 
 
 class Online(msgspec.Struct, frozen=True):
@@ -286,6 +288,7 @@ class Connection:
             keepalive_s=getattr(said, "ServerKeepAlive", self._broker.keepalive_s),
             retain=bool(getattr(said, "RetainAvailable", 1)),
             session_present=flags.session_present,
+            expiry_s=getattr(said, "SessionExpiryInterval", -1),
         )
         lacks_qos = not code.is_failure and getattr(said, "MaximumQoS", 1) < 1
         self.connack = (0x9B if lacks_qos else code.value, limits)

@@ -16,7 +16,7 @@ from agent.outbox import Outbox
 S = TypeVar("S", WorkerState, UplinkState)
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class Overview(msgspec.Struct, frozen=True, kw_only=True):
     """How the agent is.
 
     Attributes:
@@ -58,13 +58,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     uplink: UplinkState | None = None
 
 
-def make(config: AgentConfig, clock: Clock | None = None) -> Report:
+def make(config: AgentConfig, clock: Clock | None = None) -> Overview:
     """Look at an agent from outside; nothing is changed and nobody is asked."""
     clock = clock or Clock()
     state_dir = Path(config.state_dir)
     worker = _read(state_dir, "worker", WorkerState)
     uplink = _read(state_dir, "uplink", UplinkState) if config.mqtt is not None else None
-    told = Report(
+    told = Overview(
         ok=True,
         look_at=(),
         device=config.device,
@@ -82,7 +82,7 @@ def make(config: AgentConfig, clock: Clock | None = None) -> Report:
     return msgspec.structs.replace(told, ok=not look_at, look_at=look_at)
 
 
-def _with_outbox(told: Report, config: AgentConfig, state_dir: Path) -> tuple[Report, list[str]]:
+def _with_outbox(told: Overview, config: AgentConfig, state_dir: Path) -> tuple[Overview, list[str]]:
     if not (state_dir / "outbox.db").exists():
         return told, []
     try:
@@ -139,8 +139,8 @@ def _of_uplink(config: AgentConfig, uplink: UplinkState | None, clock: Clock) ->
     return [*reasons, *(f"uplink: {alarm}" for alarm in uplink.alarms), *_silent("uplink", uplink, clock)]
 
 
-def lines(told: Report) -> list[str]:
-    """Return a report for people."""
+def lines(told: Overview) -> list[str]:
+    """Return it for people."""
     used = f"{told.outbox_bytes / (1 << 20):.1f} of {told.outbox_max_bytes >> 20} MB"
     rows = [
         ("device", told.device),
