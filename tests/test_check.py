@@ -17,6 +17,8 @@ from tests.broker import free_port
 from tests.command import EDGE_OCR, environment, run
 from tests.test_layers import loaded_by
 
+NO_MODELS = Path("/nonexistent")
+"""For what is not about models, which take a second to load."""
 SCANNER = '[[source]]\ntype = "scanner"\nname = "desk"\n'
 
 
@@ -100,15 +102,15 @@ def test_sources_that_leave_too_little_memory_fail(home, bundle_path):
         ('options = ["--no-such"]', "fail", "cannot be opened"),
     ],
 )
-def test_scanner_that_does_not_fit_the_settings_is_told(home, bundle_path, more, level, said):
-    finding = found(doctor.make(settings(home, bundle_path, SCANNER + more)), "desk")
+def test_scanner_that_does_not_fit_the_settings_is_told(home, more, level, said):
+    finding = found(doctor.make(settings(home, NO_MODELS, SCANNER + more)), "desk")
     assert finding.level == level
     assert said in finding.said
 
 
-def test_several_scanners_need_a_choice_and_none_is_said(home, bundle_path, monkeypatch):
+def test_several_scanners_need_a_choice_and_none_is_said(home, monkeypatch):
     sane.set_up(home / "sane", monkeypatch, devices=2)
-    path = settings(home, bundle_path, SCANNER)
+    path = settings(home, NO_MODELS, SCANNER)
     findings = doctor.make(path)
     assert found(findings, "desk").said == "2 scanners, and no device in the settings"
     assert len([finding for finding in findings if finding.about == "scanners"]) == 2
@@ -118,26 +120,26 @@ def test_several_scanners_need_a_choice_and_none_is_said(home, bundle_path, monk
     assert found(findings, "scanners").level == "warn"
 
 
-def test_looking_for_scanners_has_a_limit(home, bundle_path, monkeypatch):
+def test_looking_for_scanners_has_a_limit(home, monkeypatch):
     program = home / "bin" / "scanimage"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(scanners, "LIST_S", 0.2)
-    path = settings(home, bundle_path, SCANNER)
+    path = settings(home, NO_MODELS, SCANNER)
     assert "takes longer than 0.2 s" in found(doctor.make(path), "desk").said
 
 
-def test_without_scanimage_only_who_wants_a_scanner_is_told(home, bundle_path, monkeypatch):
+def test_without_scanimage_only_who_wants_a_scanner_is_told(home, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
-    missing = found(doctor.make(settings(home, bundle_path, SCANNER)), "scanners")
+    missing = found(doctor.make(settings(home, NO_MODELS, SCANNER)), "scanners")
     assert (missing.level, missing.said) == ("fail", "scanimage is missing: apt-get install sane-utils")
-    assert "scanners" not in [finding.about for finding in doctor.make(settings(home, bundle_path))]
+    assert "scanners" not in [finding.about for finding in doctor.make(settings(home, NO_MODELS))]
 
 
-def test_scanner_that_only_root_sees_is_told_with_the_way_in(home, bundle_path):
-    path = settings(home, bundle_path, SCANNER)
+def test_scanner_that_only_root_sees_is_told_with_the_way_in(home):
+    path = settings(home, NO_MODELS, SCANNER)
     if os.geteuid() != 0:  # nobody can look with another's eyes
         assert whose.owner(home / "state") == ""
         return
@@ -151,7 +153,7 @@ def test_scanner_that_only_root_sees_is_told_with_the_way_in(home, bundle_path):
     assert found(findings, "desk").said == "no scanner is found"
 
 
-def test_as_others_see_it_a_scanner_is_all_right(home, bundle_path, monkeypatch):
+def test_as_others_see_it_a_scanner_is_all_right(home, monkeypatch):
     if os.geteuid() != 0:
         assert scanners.Asked("").scanners().user == ""
         return
@@ -165,18 +167,18 @@ def test_checking_loads_no_vision_package_before_it_is_needed():
     assert not {"cv2", "paddlelite", "paho", "ssl"} & loaded_by("import agent.check.doctor, agent.scan")
 
 
-def test_json_is_for_programs(home, bundle_path):
+def test_json_is_for_programs(home):
     told = json.loads(finding.to_json((Finding("warn", "a", "b"), Finding("fail", "c", "d", "e"))))
     assert told["ok"] is False
     assert told["findings"][1] == {"level": "fail", "about": "c", "said": "d", "advice": "e"}
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_upload_source_is_checked_without_leaving_a_trace(home, bundle_path, kind):
+def test_upload_source_is_checked_without_leaving_a_trace(home, kind):
     port = free_port()
     listen = f"127.0.0.1:{port}" if kind == "tcp" else f"unix:{home}/desk.sock"
     more = f'[[source]]\ntype = "upload"\nname = "up"\nlisten = "{listen}"\nanyone = true\n'
-    path = settings(home, bundle_path, more)
+    path = settings(home, NO_MODELS, more)
     before = sorted(home.iterdir())
     assert found(doctor.make(path), "up").level == "ok"
     assert sorted(home.iterdir()) == before
@@ -186,7 +188,27 @@ def test_upload_source_is_checked_without_leaving_a_trace(home, bundle_path, kin
         assert finding.level == "fail" and "Address already in use" in finding.said
 
 
-def test_upload_source_whose_token_is_missing_fails(home, bundle_path):
+def test_upload_source_whose_token_is_missing_fails(home):
     more = '[[source]]\ntype = "upload"\nname = "up"\nlisten = "127.0.0.1:9"\ntoken = "env:NO_SUCH_TOKEN"\n'
-    finding = found(doctor.make(settings(home, bundle_path, more)), "up")
+    finding = found(doctor.make(settings(home, NO_MODELS, more)), "up")
     assert (finding.level, finding.said) == ("fail", "env:NO_SUCH_TOKEN: the environment has no NO_SUCH_TOKEN")
+
+
+def test_camera_scanner_and_broker_that_all_hang_leave_the_other_lines(home, bundle_path, cache, monkeypatch):
+    program = home / "bin" / "scanimage"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    os.mkfifo(home / "camera")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        more = f'{SCANNER}[[source]]\ntype = "camera"\nname = "eye"\ndevice = "{home}/camera"\n'
+        more += f'[[source]]\nname = "in"\npath = "{home}/inbox"\n'
+        more += f'[mqtt]\nhost = "127.0.0.1"\nport = {silent.getsockname()[1]}\ntls = false\n'
+        path = f"{program.parent}:{os.environ['PATH']}"
+        ran = run(
+            (*EDGE_OCR, "check", "-c", settings(home, bundle_path, more), "--json"), environment(cache, PATH=path)
+        )
+    assert ran.status == ExitCode.SOME_FAILED
+    levels = {row["about"]: row["level"] for row in ran.rows[0]["findings"]}
+    assert [levels[about] for about in ("desk", "eye", "broker", "scanners")] == ["fail"] * 4
+    assert [levels[about] for about in ("in", "trial read", "outbox")] == ["ok"] * 3

@@ -84,7 +84,7 @@ def _whole(path: Path, limit_s: float) -> Finding:
         return late
 
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=limit_s)) as connection:
             connection.set_progress_handler(stop, _STEPS)
             said = str(schema.pragma(connection, "quick_check(1)"))
     except sqlite3.OperationalError as error:
