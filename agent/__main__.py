@@ -31,6 +31,7 @@ _LAZY = {
     "camera": ("agent.sources.camera.adjust", "camera_command", "Show what a camera's pictures measure."),
     "status": ("agent.service", "status_command", "Tell how the agent is."),
     "check": ("agent.service", "check_command", "Look whether the agent can work here."),
+    "report": ("agent.service", "report_command", "Pack one file for a support ticket."),
     "scan": ("agent.service", "scan_command", "Have the agent scan pages."),
     "provision": ("agent.provision.commands", "provision_command", "Take settings and keys from a stick."),
     "units": ("agent.service", "units_command", "Print what the systemd units need for the settings."),

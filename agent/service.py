@@ -119,6 +119,27 @@ def _tell(left: Sequence[str]) -> None:
         click.echo(f"\r\033[K{said}", err=True, nl=False)
 
 
+@click.command("report")
+@_config_option(CONFIG)
+@click.option("-o", "--output", help="File, or - for standard output. Default: a new one in this folder.")
+@click.option("--log", "logs", multiple=True, type=click.Path(path_type=Path), help="Log file besides the journal.")
+def report_command(path: Path, output: str | None, logs: tuple[Path, ...]) -> None:
+    """Pack one file for a support ticket: check, status, settings, versions, logs. No text, picture, key or password.
+
+    It also works where half of the machine does not. As root it has more to tell.
+    """
+    from agent.report import archive
+
+    told = archive.make(path, logs, _tell if sys.stderr.isatty() else None)
+    _tell(())
+    if output == "-":
+        sys.stdout.buffer.write(told.packed)
+    else:
+        written = archive.write(told, Path(output) if output else None)
+        click.echo(f"{written}: {len(told.packed) >> 10} kB; look into it before you send it")
+    click.echo("\n".join(f"  {line}" for line in told.lines), err=output == "-")
+
+
 @click.command("scan")
 @_config_option(CONFIG)
 @click.argument("name", default="")

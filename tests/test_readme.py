@@ -31,6 +31,7 @@ COMMANDS = {
     "status": service.status_command,
     "outbox": service.outbox_group,
     "check": service.check_command,
+    "report": service.report_command,
     "scan": service.scan_command,
     "units": service.units_command,
     "provision": provision_command,
