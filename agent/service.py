@@ -115,7 +115,7 @@ def check_command(path: Path, as_json: bool) -> int:
 def _tell(left: Sequence[str]) -> None:
     """Say on a terminal what is still looked at."""
     if sys.stderr.isatty():
-        said = f"looking at {', '.join(left)}"[: shutil.get_terminal_size().columns - 1] if left else ""
+        said = f"looking at {', '.join(left)}"[: (shutil.get_terminal_size().columns or 80) - 1] if left else ""
         click.echo(f"\r\033[K{said}", err=True, nl=False)
 
 

@@ -212,3 +212,16 @@ def test_camera_scanner_and_broker_that_all_hang_leave_the_other_lines(home, bun
     levels = {row["about"]: row["level"] for row in ran.rows[0]["findings"]}
     assert [levels[about] for about in ("desk", "eye", "broker", "scanners")] == ["fail"] * 4
     assert [levels[about] for about in ("in", "trial read", "outbox")] == ["ok"] * 3
+
+
+def test_nobody_waits_for_scanners_that_nobody_wants(home, monkeypatch):
+    program = home / "bin" / "scanimage"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexec sleep 5\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(scanners, "UNWANTED_S", 0.1)
+    finding = found(
+        doctor.make(settings(home, NO_MODELS, f'[[source]]\nname = "in"\npath = "{home}/in"\n')), "scanners"
+    )
+    assert (finding.level, finding.said.split(":")[0]) == ("ok", "no source is one; looking for them takes long")

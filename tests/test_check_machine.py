@@ -24,7 +24,7 @@ from agent.config import AgentConfig, OutboxConfig
 from agent.errors import InputError
 from agent.health import Lock
 from agent.outbox import Outbox
-from agent.source_config import FolderConfig
+from agent.source_config import FolderConfig, UploadConfig
 
 NOW_S = times.RELEASED_S + 30 * 86_400
 GIB = 1 << 30
@@ -306,6 +306,14 @@ def test_state_of_a_unit_is_told(box, systemd, properties, level, said):
     told = [finding for finding in services.look(box) if said in finding.said]
     assert levels(told) == [level]
     assert bool(told[0].advice) == (level != "ok")
+
+
+def test_socket_is_wanted_where_a_source_listens_on_it(box, systemd):
+    systemd.write_text(unit("edge-ocr-worker.service") + "\n" + unit("edge-ocr.socket", ActiveState="inactive"))
+    assert "warn" not in levels(services.look(box))
+    upload = settings(box, source=(UploadConfig(name="desk", listen="systemd"),))
+    finding = only([f for f in services.look(upload) if "socket" in f.said], "warn")
+    assert "enable --now edge-ocr.socket" in finding.advice
 
 
 def test_units_that_were_not_told_of_changed_settings_are_named(box, systemd):

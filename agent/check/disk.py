@@ -108,12 +108,12 @@ def _space(subject: Subject, claims: list[Claim], stat: os.statvfs_result, mount
 
 def _taken_mb(claims: list[Claim]) -> int:
     """Return what the agent has taken of its caps: the outbox, and pages that were put away."""
-    taken = 0
+    folders: list[Path] = []
     for claim in claims:
-        for folder in (claim.place, claim.place / "done", claim.place / "failed"):
-            if claim.state == (folder is claim.place):
-                taken += _bytes_in(folder)
-    return taken // MB
+        kept = claim.place.glob("sources/*") if claim.state else (claim.place,)
+        folders += [folder / name for folder in kept for name in ("done", "failed")]
+        folders += [claim.place] if claim.state else []
+    return sum(map(_bytes_in, folders)) // MB
 
 
 def _bytes_in(folder: Path) -> int:

@@ -136,6 +136,8 @@ def _trial(reader: PageReader, bundle: ModelBundle) -> Finding:
 
 def main(settings: str, folder: str) -> None:
     """Print findings."""
+    with suppress(OSError):  # rather this program than the agent's, where memory runs out
+        Path("/proc/self/oom_score_adj").write_text("1000")
     os.chdir(folder)  # paths in settings may be relative to where the user is
     for finding in look(load(Path(settings), AgentConfig, check_files=False)):
         sys.stdout.buffer.write(msgspec.json.encode(finding) + b"\n")

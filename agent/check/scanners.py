@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, TimeoutError
 
 import msgspec
 
@@ -17,6 +17,8 @@ from agent.sources.scanner.scanimage import Device, Fault
 LIST_S = 5.0
 """Looking for scanners takes seconds where the network is asked; with `ASK_S` it stays below the sources' limit."""
 ASK_S = 2.5
+UNWANTED_S = 1.5
+"""Where no source is a scanner they are named for whoever wants one; nobody is kept waiting for that."""
 
 
 class Scanners(msgspec.Struct, frozen=True):
@@ -41,9 +43,14 @@ class Asked:
         self._own = _ask("")
         self._his = _ask(user) if user else None
 
-    def scanners(self) -> Scanners:
-        """Return them, when SANE has answered."""
-        return Scanners(self._own.result(), self._user, self._his.result() if self._his is not None else ())
+    def scanners(self, timeout_s: float | None = None) -> Scanners:
+        """Return them, when SANE has answered.
+
+        Raises:
+            TimeoutError: it has not within `timeout_s`.
+        """
+        own = self._own.result(timeout_s)
+        return Scanners(own, self._user, self._his.result(timeout_s) if self._his is not None else ())
 
 
 def _ask(user: str) -> Future[tuple[Device, ...] | Fault]:
@@ -96,8 +103,12 @@ def _can(config: ScannerConfig, device: str) -> Finding:
 
 def named(asked: Asked, subject: Subject) -> Iterator[Finding]:
     """Name the scanners there are, and say when only root sees them."""
-    scanners = asked.scanners()
     wanted = {source.device for source in subject.config.source if isinstance(source, ScannerConfig)}
+    try:
+        scanners = asked.scanners(UNWANTED_S if subject.config.source and not wanted else None)
+    except TimeoutError:
+        yield Finding("ok", "scanners", "no source is one; looking for them takes long: `scanimage -L`")
+        return
     if isinstance(scanners.seen, Fault):
         if wanted or scanners.seen != scanimage.NO_PROGRAM:
             advice = "install it, then check again" if scanners.seen == scanimage.NO_PROGRAM else "try `scanimage -L`"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from agent import units
 from agent.check.finding import Finding, Subject
 from agent.errors import ConfigError
+from agent.source_config import UploadConfig
 
 NAMES = ("edge-ocr-worker.service", "edge-ocr-uplink.service", "edge-ocr.target", "edge-ocr.socket")
 ASK_S = 4.0
@@ -68,7 +69,7 @@ def _unit(subject: Subject, name: str, unit: dict[str, str]) -> Iterator[Finding
     active, result = unit.get("ActiveState", ""), unit.get("Result", "")
     said = f"{name}: {active} ({unit.get('SubState', '')}), {unit.get('UnitFileState', '') or 'not enabled'}"
     restarts = int(unit.get("NRestarts") or 0)
-    wanted = name != "edge-ocr.socket" and not (name == "edge-ocr-uplink.service" and subject.config.mqtt is None)
+    wanted = _is_wanted(subject, name)
     log = f"`journalctl -u {name} -n 50`"
     if active == "failed" or (active == "activating" and restarts):
         why = _RESULTS.get(result, result)
@@ -76,7 +77,7 @@ def _unit(subject: Subject, name: str, unit: dict[str, str]) -> Iterator[Finding
     elif restarts > MANY:
         yield Finding("warn", "units", f"{said}; started again {restarts} times", f"{log} says why")
     elif wanted and active != "active":
-        yield Finding("warn", "units", said, "systemctl start edge-ocr.target")
+        yield Finding("warn", "units", said, f"systemctl enable --now {name}, and restart edge-ocr.target")
     elif wanted and name.endswith(".service") and unit.get("UnitFileState") == "disabled":
         yield Finding("warn", "units", f"{said}: it does not start with the machine", f"systemctl enable {name}")
     elif wanted:
@@ -85,6 +86,13 @@ def _unit(subject: Subject, name: str, unit: dict[str, str]) -> Iterator[Finding
         yield Finding(
             "warn", "units", f"{name}: changed on disk", "systemctl daemon-reload, then restart edge-ocr.target"
         )
+
+
+def _is_wanted(subject: Subject, name: str) -> bool:
+    """Return whether the settings need a unit."""
+    if name == "edge-ocr.socket":
+        return any(isinstance(one, UploadConfig) and one.listen == "systemd" for one in subject.config.source)
+    return name != "edge-ocr-uplink.service" or subject.config.mqtt is not None
 
 
 def _drop_ins(subject: Subject, there: dict[str, dict[str, str]]) -> Iterator[Finding]:

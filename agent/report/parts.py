@@ -184,7 +184,7 @@ def _kernel(given: Given) -> bytes:
     """Return what the kernel said of memory, heat, power, USB and disks; serial numbers of devices are taken out."""
     said = _said(("journalctl", "-k", "-b", "--no-pager", "-o", "short-iso", "-n", "20000")) or _said(("dmesg",))
     rows = [_SERIAL.sub(r"\1\2(hidden)", row) for row in said.splitlines() if _KERNEL.search(row)]
-    return ("\n".join(rows[-LINES:]) + "\n").encode()
+    return ("\n".join(rows[-LINES:] or ["nothing, or it may only be read as root"]) + "\n").encode()
 
 
 # ------------------------------------------------------------------------------------------------ logs

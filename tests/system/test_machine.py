@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.command import ROOT
+from tests.command import ROOT, Ran
 from tests.system import machine
 from tests.system.branch import until
 from tests.system.machine import Machine
@@ -183,6 +183,40 @@ def test_page_comes_through_the_passed_socket_into_the_worker_without_network(bo
     said = answer.out.splitlines()[:1], answer.err, box.journal(WORKER)
     assert answer.out.startswith("HTTP/1.1 200"), said
     assert '"lines"' in answer.out
+
+
+def edge_ocr(box: Machine, *words: str) -> Ran:
+    """Run a command as root in the machine, as its administrator does."""
+    return box.run("env", "LD_LIBRARY_PATH=/opt/edge-ocr/python/lib", "/opt/edge-ocr/current/venv/bin/edge-ocr", *words)
+
+
+def test_check_as_root_sees_units_keys_and_rights_and_disturbs_nothing(box):
+    number = box.show(WORKER, "MainPID"), box.show(UPLINK, "MainPID")
+    ran = edge_ocr(box, "check", "--json")
+    findings = json.loads(ran.out)["findings"]
+    units = [finding["said"] for finding in findings if finding["about"] == "units"]
+    assert any(f"{WORKER}: active (running), enabled" in said for said in units), ran.out
+    assert any("not told of the settings" in said for said in units)
+    written = edge_ocr(box, "units", "--output", "/etc/systemd/system")
+    assert written.status == 0, written.err
+    box.run("systemctl", "daemon-reload")
+    findings = json.loads(edge_ocr(box, "check", "--json").out)["findings"]
+    said = {(finding["about"], finding["level"]): finding["said"] for finding in findings}
+    assert said["units", "ok"] == "they were told of the settings as they are"
+    assert said["inbox", "ok"] == f"{INBOX}; the worker takes files from it"
+    assert "nothing listens there" in said["broker", "fail"]  # and not that the password is hidden: root finds it
+    assert ("certificates", "warn") not in said
+    assert (box.show(WORKER, "MainPID"), box.show(UPLINK, "MainPID")) == number
+
+
+def test_report_has_the_journal_of_both_units(box):
+    ran = edge_ocr(box, "report", "-o", "/root/report.tar.gz")
+    assert ran.status == 0, ran.err
+    assert "edge-ocr-report/journal.txt" in box.run("tar", "tzf", "/root/report.tar.gz").out
+    journal = box.run("tar", "xzOf", "/root/report.tar.gz", "edge-ocr-report/journal.txt").out
+    assert "ready: ppocr-v4-1-x86_64-fp32" in journal and "no connection: nothing listens at 127.0.0.1" in journal
+    everything = box.run("tar", "xzOf", "/root/report.tar.gz").out
+    assert "secret" not in everything.replace("secrets", "")  # the password is that word
 
 
 def test_uplink_without_a_broker_is_fed_and_stays(box):
