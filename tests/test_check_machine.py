@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pwd
 import sqlite3
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from agent.config import AgentConfig, OutboxConfig
 from agent.errors import InputError
 from agent.health import Lock
 from agent.outbox import Outbox
-from agent.source_config import FolderConfig, UploadConfig
+from agent.source_config import CameraConfig, FolderConfig, UploadConfig
 
 NOW_S = times.RELEASED_S + 30 * 86_400
 GIB = 1 << 30
@@ -120,6 +121,15 @@ def test_flash_that_is_worn_out_is_told(tmp_path, life, spare, many):
     assert len(list(disk.worn(tmp_path))) == many
 
 
+@pytest.mark.parametrize(
+    ("kind", "level"), [("nfs4", "fail"), ("9p", "fail"), ("overlay", "warn"), ("fuse.sshfs", "warn")]
+)
+def test_file_system_whose_locks_or_life_are_in_doubt_is_told(box, monkeypatch, kind, level):
+    monkeypatch.setattr(disk, "mount_of", lambda path: disk.Mount(Path("/"), kind, "server:/share"))
+    finding = next(disk.look(box))
+    assert (finding.level, kind in finding.said) == (level, True) and finding.advice
+
+
 # ------------------------------------------------------------------------------------------------ the outbox
 
 
@@ -179,6 +189,14 @@ def test_outbox_that_another_holds_alone_is_a_warning(box, outbox):
         assert "cannot be read now" in only(database.look(box), "warn").said
     finally:
         connection.close()
+
+
+def test_sqlite_that_is_too_old_or_built_without_locks_is_told(box, monkeypatch):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    assert "3.37.0" in only(database.look(box), "fail").advice
+    monkeypatch.undo()
+    monkeypatch.setattr(database, "_UNFIT", frozenset(("THREADSAFE=1",)))
+    assert "was built with THREADSAFE=1" in only(database.look(box), "fail").said
 
 
 # ------------------------------------------------------------------------------------------------ clock, heat, memory
@@ -351,6 +369,24 @@ def test_folder_that_only_root_may_write_fails_for_the_agents_user(tmp_path):
     assert (finding.level, finding.said) == ("fail", f"{tmp_path}: may not be written by nobody")
     assert whose.may("nobody", Path("/tmp"), "rwx")
     assert whose.may(pwd.getpwuid(0).pw_name, tmp_path, "rw")
+
+
+def test_camera_that_the_agents_user_may_not_open_is_told_with_the_group(box, tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root makes a device")
+    os.mknod(tmp_path / "video0", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    os.chown(box.state_dir, 65534, 65534)
+    camera = CameraConfig(name="eye", device=str(tmp_path / "video0"))
+    finding = next(finding for finding in sources.look(settings(box, source=(camera,))) if finding.about == "eye")
+    assert (finding.level, finding.said) == ("fail", f"{tmp_path}/video0: nobody may not open it")
+    assert "usermod -aG root nobody" in finding.advice
+
+
+def test_token_that_systemd_gives_is_no_fault_outside_its_unit(box, monkeypatch):
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    upload = UploadConfig(name="desk", listen="127.0.0.1:9", token="credential:token")
+    finding = next(finding for finding in sources.look(settings(box, source=(upload,))) if finding.about == "desk")
+    assert (finding.level, "LoadCredential=" in finding.advice) == ("warn", True)
 
 
 def test_nothing_is_left_in_a_folder_that_was_tried(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from agent.bundle import MANIFEST, Manifest, file_entry, write_manifest
-from agent.check import golden, models
+from agent.check import golden, models, reading
 from agent.check.finding import Finding, Subject
 from agent.config import AgentConfig, ReaderConfig, load
 from converters.nbcontent import Parameter
@@ -136,3 +136,15 @@ def test_models_are_not_loaded_beside_a_worker_where_memory_is_short(tmp_path, b
     monkeypatch.setattr(Subject, "runs", lambda self, role: True)
     poor = msgspec.structs.replace(subject(tmp_path, bundle_path), root=tmp_path)
     assert [finding.level for finding in models.look(poor)] == ["warn"]
+
+
+def test_onnx_runtime_on_arm_is_told_to_cost_more(portable, monkeypatch):
+    monkeypatch.setattr(reading.platform, "machine", lambda: "aarch64")
+    finding = reading._engine(portable, AgentConfig(device="box"), 200 << 20)
+    assert "Paddle Lite takes half the memory" in finding.said
+    assert "edge-ocr lite build --lib" in finding.advice
+
+
+def test_limit_that_is_too_small_is_told(tmp_path, bundle_path):
+    findings = told(subject(tmp_path, bundle_path, "[memory]\nlimit_mb = 128"))
+    assert (findings["memory"].level, findings["memory"].advice) == ("fail", "raise memory.limit_mb")

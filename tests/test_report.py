@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -112,6 +113,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_state(tmp_path / "state", "uplink", uplink)
     _programs(tmp_path, monkeypatch)
     return tmp_path
+
+
+@functools.cache
+def plain() -> Scrub:
+    """Return a filter that knows the program's words alone; reading its source takes a second."""
+    return Scrub()
 
 
 def log_of(texts: dict[str, str]) -> str:
@@ -265,7 +272,7 @@ def test_parts_whose_subject_is_broken_say_so_and_the_others_come(home, bundle_p
         shutil.rmtree(home / "state")
     else:
         (home / "bundle").unlink()
-    given = parts.Given(home / "agent.toml", config, (), (home / "no.log",), Scrub())
+    given = parts.Given(home / "agent.toml", config, (), (home / "no.log",), plain())
     broken = {part.name for part in parts.PARTS if parts.content(part, given)[1]}
     assert broken == {"logs.txt", *{"outbox": ["outbox.json"], "bundle": ["bundle.toml"]}.get(damage, [])}
 
@@ -284,14 +291,14 @@ def test_part_that_breaks_is_said_and_stops_nothing():
     def broken(given: parts.Given) -> bytes:
         raise KeyError(PLANTED["name"])
 
-    given = parts.Given(Path("x"), None, (), (), Scrub())
+    given = parts.Given(Path("x"), None, (), (), plain())
     raw, why = parts.content(parts.Part("x.txt", "x", broken), given)
     assert raw == b"cannot be told: a defect of this program: KeyError\n" and private(why) == []
 
 
 def test_long_parts_keep_their_end(monkeypatch):
     monkeypatch.setattr(parts, "MAX_BYTES", 20)
-    given = parts.Given(Path("x"), None, (), (), Scrub())
+    given = parts.Given(Path("x"), None, (), (), plain())
     raw, _ = parts.content(parts.Part("x.txt", "x", lambda _: b"first line\nsecond line\nlast line\n"), given)
     assert raw == b"(cut)\nlast line\n"
 

@@ -16,6 +16,8 @@ BESIDE_S = 0.3
 """While the file is read nothing can be committed; a worker waits for so long at most."""
 _STEPS = 20_000  # of SQLite's machine, between looks at the clock
 
+_UNFIT = frozenset(("THREADSAFE=0", "OMIT_AUTOVACUUM", "OMIT_INTEGRITY_CHECK", "DEFAULT_LOCKING_MODE=1"))
+"""SQLite's options without which the outbox cannot do what it does."""
 _MEND = "start the agent: it carries over every row that is whole, and keeps the damaged file beside"
 
 
@@ -42,7 +44,7 @@ def _library() -> Finding:
         return Finding("fail", "sqlite", f"{version} is too old", f"the outbox needs {oldest}: use a newer system")
     with closing(sqlite3.connect(":memory:")) as connection:
         options = {row[0] for row in connection.execute("PRAGMA compile_options")}
-    if bad := sorted(options & {"THREADSAFE=0", "OMIT_AUTOVACUUM", "OMIT_INTEGRITY_CHECK", "DEFAULT_LOCKING_MODE=1"}):
+    if bad := sorted(options & _UNFIT):
         return Finding("fail", "sqlite", f"{version} was built with {', '.join(bad)}", "use the SQLite of the system")
     return Finding("ok", "sqlite", f"{version}, rollback journal, every commit synchronised")
 
