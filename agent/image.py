@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -159,9 +159,14 @@ def _ways(header: Header) -> Iterator[_Way]:
             yield _Way(_GREY_AT[factor], shape, math.prod(shape), copies)
 
 
+@cache  # OpenCV's imread keeps the name it is given for ever: it gets the same one each time
+def _name(descriptor: int) -> str:
+    return f"/proc/self/fd/{descriptor}"
+
+
 def _decode(handle: BinaryIO, way: _Way, header: Header, path: Path) -> Pixels:
     # By descriptor: the file that was checked is the file decoded, whatever bytes its name has.
-    name = f"/proc/self/fd/{handle.fileno()}"
+    name = _name(handle.fileno())
     try:
         with _quiet():
             pixels = _imread(name if os.path.exists(name) else os.fsdecode(path), way, header)

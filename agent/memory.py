@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from agent import large_pages
+from agent import heap
 from agent.errors import BudgetError
 
 MB = 1 << 20
@@ -93,7 +93,7 @@ class Budget(msgspec.Struct, frozen=True):
 
 def margin_bytes() -> int:
     """Return what the plan leaves free for what it cannot foresee, and for what large memory pages hold."""
-    return MARGIN_BYTES + (large_pages.MARGIN_BYTES if large_pages.used() else 0)
+    return MARGIN_BYTES + (heap.MARGIN_BYTES if heap.has_large_pages() else 0)
 
 
 def _least_bytes(processes: int) -> int:

@@ -55,9 +55,13 @@ def run_command(path: Path) -> int:
 @_config_option(CONFIG)
 def worker_command(path: Path) -> None:
     """Run only the worker: reads pages into the outbox, opens no network connection."""
+    from agent import heap
+
+    config = load(path, AgentConfig, check_files=False)  # keys are the uplink's to read
+    heap.set_up(large_pages=config.memory.large_pages)  # first: what is imported below would be for nothing
     from agent import worker
 
-    worker.run(load(path, AgentConfig, check_files=False))  # keys are the uplink's to read
+    worker.run(config)
 
 
 @click.command("uplink")

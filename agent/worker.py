@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent import health, large_pages, memory, notify
+from agent import health, memory, notify
 from agent.ceiling import Ceiling, allowed_mb, fence
 from agent.clock import Clock
 from agent.config import AgentConfig
@@ -397,8 +397,6 @@ def run(
     Raises:
         AgentError: it cannot start.
     """
-    if config.memory.large_pages:
-        large_pages.use()
     health.set_up_logging("worker", config.log_level)
     clock = clock or Clock()
     notifier = notify.connect(clock)

@@ -15,7 +15,7 @@ LAYERS = (
     (
         "errors",
         "clock",
-        "large_pages",
+        "heap",
         "check",
         "report",
         "lite",

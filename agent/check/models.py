@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from agent.check.finding import Finding, Subject
-from agent.large_pages import plain_environment
+from agent.heap import plain_environment
 
 LIMIT_S = 8.0
 BESIDE_MB = 200

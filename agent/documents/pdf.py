@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from agent.errors import FrameError
-from agent.large_pages import plain_environment
+from agent.heap import plain_environment
 from agent.memory import MB, Budget
 from agent.page import Pixels
 

@@ -119,11 +119,12 @@ class Watch:
 
     def _sample(self, state: WorkerState) -> None:
         process = psutil.Process(state.pid)
-        own = process.memory_info().rss / (1 << 20)
+        own, command = process.memory_info().rss / (1 << 20), process.cmdline()
         beside = 0.0
         for child in process.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                beside += child.memory_info().rss / (1 << 20)
+                # One that has not yet become its program is the worker's memory, seen a second time.
+                beside += child.memory_info().rss / (1 << 20) if child.cmdline() != command else 0.0
         self.peak_mb = max(self.peak_mb, own + beside)
         self.samples.append(
             Sample(

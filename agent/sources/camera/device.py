@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from agent.config import secret
-from agent.large_pages import plain_environment
+from agent.heap import plain_environment
 from agent.source_config import CameraConfig
 from agent.sources.camera.glance import Glance, Limits, Region, Task
 
