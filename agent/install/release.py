@@ -81,6 +81,14 @@ def find(package: Package) -> Path | None:
     return None
 
 
+def is_other(release: Path, package: Package) -> bool:
+    """Return whether a release is worth going back to from a package: another one, and not a damaged copy of it."""
+    try:
+        return packages.read(release).digest != package.digest
+    except PackageError:
+        return False
+
+
 def place_for(package: Package) -> Path:
     """Return a folder that is free for a package: named by its version, or with a number where that is taken."""
     place = RELEASES / package.version

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.errors import InstallError
-from agent.install.places import DROP_IN, DROP_INS, SETTINGS, Manner
+from agent.install.places import DROP_IN, DROP_INS, RUN, SETTINGS, Manner
 from agent.install.system import run
 
 _KINDS = (".service", ".socket", ".target", ".path", ".timer")
@@ -73,8 +73,15 @@ def remove(manner: Manner) -> None:
         (manner.units / unit).unlink()
     for drop_in in DROP_INS.glob(f"edge-ocr*.d/{DROP_IN}"):
         drop_in.unlink()
-        if not any(drop_in.parent.iterdir()):
-            drop_in.parent.rmdir()
+        _remove_empty(drop_in.parent)
+    if manner == RUN:  # what a package manager does not make
+        _remove_empty(manner.units)
+        _remove_empty(manner.units.parent)
+
+
+def _remove_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def installed(manner: Manner) -> list[str]:
@@ -111,8 +118,7 @@ def disable(unit: str) -> None:
     """Take the links away that have a unit started."""
     for link in DROP_INS.glob(f"*.wants/{unit}"):
         link.unlink()
-        if not any(link.parent.iterdir()):
-            link.parent.rmdir()
+        _remove_empty(link.parent)
 
 
 def reload() -> None:

@@ -189,7 +189,7 @@ def _take_up(release: Path, package: Package, manner: Manner, undo: ExitStack, s
     undo.callback(_end, say, f"going back to {before.current.name if before.current else 'what was there before'}")
     undo.callback(_put_back, before, manner)
     releases.begin_switch(before.current)
-    _switch(release, before, manner)
+    _switch(release, package, before, manner)
     services.start(_states(release, before, manner))
     releases.end_switch()
     say(f"installed: {package.about}" + ("" if services.alive() else "; it starts with the system"))
@@ -206,8 +206,8 @@ def _prepare(release: Path, undo: ExitStack) -> None:
         undo.callback(SETTINGS.unlink, missing_ok=True)
 
 
-def _switch(release: Path, before: Before, manner: Manner) -> None:
-    if before.current is not None and before.current != release:
+def _switch(release: Path, package: Package, before: Before, manner: Manner) -> None:
+    if before.current is not None and releases.is_other(before.current, package):
         releases.point(PREVIOUS, before.current)
     releases.point(CURRENT, release)
     services.put(release, manner)

@@ -46,6 +46,7 @@ case ${1:-} in
 "" | --rollback | --uninstall | --purge) others= ;;
 *) usage >&2; fail "not known: $1" 2 ;;
 esac
+[ -n "$others" ] || [ "$(id -u)" = 0 ] || fail "only root can do this: begin the command with sudo" 69
 [ -r "$0" ] || fail "call it by its path: sh ./edge-ocr-$version-$target.run" 66
 found=$(tail -c "+$((offset + 1))" "$0" | sha256sum)
 [ "${found%% *}" = "$sha256" ] || fail "$0 is damaged or cut short: copy it again" 74
