@@ -13,6 +13,8 @@ from agent.bundle import sha256_of
 from agent.install.package import MANIFEST, FileEntry, Package, encode
 from agent.pack import archive, deb, plan, tree
 
+SAMPLE = ("EDGE OCR", "a page", "of four", "lines")
+STUB = Path(__file__).with_name("stub_agent.py")
 BROKEN_CODE = "raise SystemExit('this release is broken')\n"
 
 
@@ -47,18 +49,31 @@ def build(folder: Path, target: str, python: str, bundle: Path) -> Release:
     return Release(folder / "tree", made)
 
 
-def small(folder: Path, version: str = "1.0.0", target: str = "", python: str = "3.11") -> Release:
+def small(folder: Path, target: str = "", python: str = "3.11") -> Release:
     """Return a release with nothing in it but the installer and a few files; it can be unpacked, and not run."""
     site = folder / f"venv/lib/python{python}/site-packages"
     shutil.copytree(tree.CHECKOUT / "agent/install", site / "agent/install", ignore=shutil.ignore_patterns("*.pyc"))
-    for name in ("__init__.py", "errors.py"):
-        shutil.copyfile(tree.CHECKOUT / "agent" / name, site / "agent" / name)
+    shutil.copyfile(tree.CHECKOUT / "agent/errors.py", site / "agent/errors.py")
+    (site / "agent/__init__.py").write_text('__version__ = "1.0.0"\n')
     shutil.copyfile(tree.CHECKOUT / "agent/pack/entry.py", folder / "install.py")
     (folder / "venv/bin").mkdir()
     (folder / "venv/bin/python").symlink_to(f"/usr/bin/python{python}")
     (folder / "zzz.bin").write_bytes(os.urandom(100_000))
     machine = target or os.uname().machine
-    return _described(folder, Package(version, machine, python, "no engine", "no models", tree.EPOCH, (), {}, {}))
+    about = ("1.0.0", machine, python, "no engine", "no models", tree.EPOCH, tuple(SAMPLE))
+    return _described(folder, Package(*about, {}, {}))
+
+
+def light(folder: Path) -> Release:
+    """Return a release whose agent is a stub that tells what it was called for: everything else is real."""
+    release = small(folder)
+    (folder / "venv/pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
+    (folder / "venv/bin/edge-ocr").write_text(tree.LAUNCHER)
+    shutil.copytree(tree.CHECKOUT / "systemd", folder / "systemd")
+    shutil.copyfile(folder / "systemd/agent.toml", folder / "agent.toml")
+    (folder / "sample.png").write_text("\n".join(SAMPLE))
+    (folder / release.site / "agent/__main__.py").write_text(STUB.read_text())
+    return _described(folder, release.package)
 
 
 def changed(release: Release, folder: Path, version: str, changes: Mapping[str, str | bytes | None]) -> Release:

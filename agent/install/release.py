@@ -50,6 +50,11 @@ def synchronize(folder: Path) -> None:
         os.close(handle)
 
 
+def flush(*folders: Path) -> None:
+    """Have all that was written to the file systems of some folders last."""
+    run(("sync", "--file-system", *folders))
+
+
 def begin_switch(old: Path | None) -> None:
     """Note what ran before a switch, for whoever comes after a loss of power."""
     point(SWITCHING, old or OPT / NOTHING)
@@ -115,7 +120,7 @@ def unpack(payload: Path, offset: int, place: Path, tell: Callable[[float], None
             file.seek(offset)
             package = packages.unpack(file, fresh, tell)
         compile_all(fresh, place)
-        os.sync()
+        flush(fresh)
         fresh.rename(place)
     except BaseException:
         packages.remove(fresh)

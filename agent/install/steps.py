@@ -217,7 +217,7 @@ def _switch(release: Path, package: Package, before: Before, manner: Manner) -> 
     manner.command.parent.mkdir(parents=True, exist_ok=True)
     if not manner.command.is_symlink():
         manner.command.symlink_to(CURRENT / "venv/bin/edge-ocr")
-    os.sync()
+    releases.flush(manner.units, DROP_INS)
     services.reload()
 
 

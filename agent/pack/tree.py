@@ -25,11 +25,12 @@ SAMPLE = "receipt.png"
 EPOCH = 1_767_225_600
 """The time of all files where SOURCE_DATE_EPOCH says none: 2026-01-01."""
 COMPILE_TIMEOUT_S = 1200
-_LAUNCHER = """#!/opt/edge-ocr/current/venv/bin/python
+LAUNCHER = """#!/opt/edge-ocr/current/venv/bin/python
 from agent.__main__ import main
 
 main()
 """
+"""The command of a release: it belongs to whichever release is the current one."""
 
 
 class _Label(msgspec.Struct):
@@ -91,7 +92,7 @@ def _environment(plan: Plan, venv: Path, work: Path) -> None:
     (venv / "bin").mkdir()
     (venv / "bin" / "python").symlink_to(f"/usr/bin/python{plan.order.python}")
     (venv / "bin" / "python3").symlink_to("python")
-    (venv / "bin" / "edge-ocr").write_text(_LAUNCHER)
+    (venv / "bin" / "edge-ocr").write_text(LAUNCHER)
     settings = ("home = /usr/bin", "include-system-site-packages = false", f"version = {plan.order.python}")
     (venv / "pyvenv.cfg").write_text("".join(f"{line}\n" for line in settings))
     if plan.engine == "binding":

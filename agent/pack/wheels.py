@@ -117,6 +117,10 @@ def thin_out(site: Path) -> None:
     """Take away what a box never uses: tests, headers, stubs, tools; of installers' notes all, licences stay."""
     for place in _PLACES:
         shutil.rmtree(site / place, ignore_errors=True)
+    for unused in (site / "onnxruntime" / "capi").glob(
+        "libonnxruntime.so*"
+    ):  # for programs in C; Python's part has its own
+        unused.unlink()
     if (site / "cv2").is_dir():  # imported by name, with cascades for faces in it
         (site / "cv2" / "data").mkdir()
         (site / "cv2" / "data" / "__init__.py").write_text("")

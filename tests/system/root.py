@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.command import Ran
@@ -43,6 +45,16 @@ def debian() -> Path:
     return kept
 
 
+@contextmanager
+def in_memory(folder: Path) -> Iterator[Path]:
+    """Have a folder be in memory: an installation waits for its disk, and others write to this machine's."""
+    subprocess.run(("mount", "-t", "tmpfs", "tmpfs", folder), check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(("umount", "--lazy", folder), check=True)
+
+
 def unpack(archive: Path, folder: Path) -> Path:
     """Unpack a box's files into a folder."""
     folder.mkdir()
@@ -55,17 +67,19 @@ def unpack(archive: Path, folder: Path) -> Path:
 class Root:
     """A box over files that stay as they are. Runs until it is closed."""
 
-    def __init__(self, work: Path, files: Path, python: Path | None = None) -> None:
+    def __init__(self, work: Path, files: Path, *, keep: bool = False, python: Path | None = None) -> None:
         """Start it.
 
         Args:
             work: an empty folder.
             files: a box's files.
+            keep: whether what is written goes into them, and not into memory.
             python: folder of an interpreter that takes the place of its own.
         """
-        self._process = subprocess.Popen(
-            ("sh", SCRIPT, work, files, *((python,) if python else ())), stdin=subprocess.DEVNULL
-        )
+        work.mkdir()
+        environment = {**os.environ, "keep": "yes" if keep else ""}
+        command = ("sh", SCRIPT, work, files, *((python,) if python else ()))
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
         assert until(lambda: self.init and self.path("/run/ready").exists(), 30) < 30
 
     @property
@@ -98,6 +112,12 @@ class Root:
         listed = self.run("find", "/", "-xdev", "-not", "-type", "d", "-not", "-path", "/root/*").out.splitlines()
         passing = ("/var/log/", "/var/lib/dpkg/", "/var/cache/ldconfig/", "/etc/.pwd.lock", "/var/lib/systemd/")
         return {name for name in listed if not name.startswith(passing) and not name.endswith("-")}
+
+    def __enter__(self) -> Root:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End it."""

@@ -3,8 +3,8 @@
 #
 #   root.sh WORK FILES [PYTHON]
 #
-# WORK: an empty folder; the box is WORK/root. PYTHON: an interpreter's folder, which takes the place of the box's own
-# Python as another one's: /usr/bin/python3.10. Ended by killing the process.
+# WORK: an empty folder; the box is WORK/root. PYTHON: a Python 3.10, which takes the place of the box's own. With keep=yes
+# in the environment the files themselves are written to. Ended by killing the process.
 set -eu
 
 if [ "${inside:-}" = "" ]; then
@@ -14,7 +14,11 @@ work=$1 files=$2 python=${3:-}
 root=$work/root
 mount -t tmpfs tmpfs "$work"
 mkdir "$work/upper" "$work/work" "$root"
-mount -t overlay overlay -o "lowerdir=$files,upperdir=$work/upper,workdir=$work/work" "$root"
+if [ "${keep:-}" = yes ]; then
+    mount --bind "$files" "$root"
+else
+    mount -t overlay overlay -o "lowerdir=$files,upperdir=$work/upper,workdir=$work/work" "$root"
+fi
 mount -t proc proc "$root/proc"
 mount -t tmpfs tmpfs "$root/tmp"
 mount -t tmpfs tmpfs "$root/run"

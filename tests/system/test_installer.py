@@ -1,0 +1,361 @@
+"""The installer in a bare box without network: upgraded, broken, cut off at each step, taken back and removed.
+
+Its releases are small, with a stub for the agent; `test_packages.py` has the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.command import Ran
+from tests.pack_kit import BROKEN_CODE, SAMPLE, Release, changed, light
+from tests.system import root as roots
+from tests.system.root import Root
+
+OLD, NEW = "1.0.0", "2.0.0"
+INSTALL = "/opt/edge-ocr/current/install.py"
+SETTINGS = "/etc/edge-ocr/agent.toml"
+UNIT = "/usr/local/lib/systemd/system/edge-ocr-worker.service"
+OWN_SETTINGS = 'device = "branch-7"\n'
+MAIN = "venv/lib/python3.11/site-packages/agent/__main__.py"
+STEPS = "rename,renameat,renameat2,symlink,symlinkat,unlink,unlinkat,fsync,mkdir"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    if reason := roots.why_not():
+        pytest.skip(reason)
+    with roots.in_memory(tmp_path_factory.mktemp("debian")) as folder:
+        yield roots.unpack(roots.debian(), folder / "files")
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return light(tmp_path_factory.mktemp("old") / "tree")
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for package files."""
+    return tmp_path_factory.mktemp("shelf")
+
+
+@pytest.fixture(scope="module")
+def new_release(old: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return changed(old, tmp_path_factory.mktemp("new") / "tree", NEW, {})
+
+
+@pytest.fixture(scope="module")
+def new(new_release: Release, shelf: Path) -> Path:
+    return new_release.run_file(shelf)
+
+
+@pytest.fixture(scope="module")
+def first(old: Release, shelf: Path) -> Path:
+    return old.run_file(shelf)
+
+
+@pytest.fixture
+def bare(files: Path, tmp_path: Path) -> Iterator[Root]:
+    """A box with nothing of ours."""
+    with Root(tmp_path / "box", files) as box:
+        yield box
+
+
+@pytest.fixture
+def box(bare: Root, first: Path) -> Root:
+    """A box with the old release, settings of its own and a page that waits."""
+    ran = bare.run("sh", bare.put(first))
+    assert ran.status == 0, ran
+    bare.path(SETTINGS).write_text(OWN_SETTINGS)
+    bare.path("/var/lib/edge-ocr/inbox/page.txt").write_text("waits")
+    return bare
+
+
+def version(box: Root) -> str:
+    return box.run("edge-ocr", "--version").out.strip().removeprefix("edge-ocr, version ")
+
+
+def releases(box: Root) -> set[str]:
+    return set(os.listdir(box.path("/opt/edge-ocr/releases")))
+
+
+def assert_kept(box: Root) -> None:
+    assert box.path(SETTINGS).read_text() == OWN_SETTINGS
+    assert box.path("/var/lib/edge-ocr/inbox/page.txt").read_text() == "waits"
+
+
+def assert_as_before(box: Root, ran: Ran, status: int) -> None:
+    assert ran.status == status, ran
+    assert (version(box), releases(box)) == (OLD, {OLD})
+    assert_kept(box)
+
+
+def test_box_gets_user_directories_settings_and_units(box):
+    assert box.run("stat", "-c", "%U %G %a", "/var/lib/edge-ocr/inbox").out == "edge-ocr edge-ocr 3770\n"
+    assert box.run("stat", "-c", "%U %a", "/etc/edge-ocr/keys").out == "root 700\n"
+    assert "edge-ocr-upload" in box.path("/etc/group").read_text()
+    assert box.path(UNIT).read_text() == box.path(f"/opt/edge-ocr/releases/{OLD}/systemd/{Path(UNIT).name}").read_text()
+    wanted = {link for link in box.files() if ".wants/edge-ocr" in link}
+    assert {Path(link).parts[-2:] for link in wanted} == {
+        ("multi-user.target.wants", "edge-ocr.target"),
+        ("edge-ocr.target.wants", "edge-ocr-worker.service"),
+        ("edge-ocr.target.wants", "edge-ocr-uplink.service"),
+    }
+
+
+def test_new_box_without_a_broker_starts_no_uplink(bare, old, tmp_path):
+    local = changed(old, tmp_path / "tree", NEW, {"agent.toml": OWN_SETTINGS})
+    assert bare.run("sh", bare.put(local.run_file(tmp_path))).status == 0
+    assert not any("wants/edge-ocr-uplink" in name for name in bare.files())
+
+
+def test_upgrade_keeps_settings_and_data_and_can_be_taken_back(box, new):
+    ran = box.run("sh", box.put(new))
+    assert ran.status == 0, ran
+    assert (version(box), releases(box)) == (NEW, {OLD, NEW})
+    back = box.run("python3", INSTALL, "--rollback")
+    assert (back.status, version(box), releases(box)) == (0, OLD, {OLD, NEW}), back
+    assert box.run("python3", INSTALL, "--rollback").status == 0
+    assert version(box) == NEW
+    assert_kept(box)
+
+
+def test_one_release_before_is_kept(box, new_release, new, tmp_path):
+    newer = changed(new_release, tmp_path / "tree", "3.0.0", {})
+    for package in (new, newer.run_file(tmp_path)):
+        assert box.run("sh", box.put(package)).status == 0
+    assert releases(box) == {NEW, "3.0.0"}
+
+
+def test_units_that_somebody_has_disabled_stay_so(box, new):
+    box.run("rm", "/etc/systemd/system/edge-ocr.target.wants/edge-ocr-uplink.service")
+    assert box.run("sh", box.put(new)).status == 0
+    assert not any("wants/edge-ocr-uplink" in name for name in box.files())
+
+
+def test_same_package_again_mends_what_is_there(box, first):
+    box.path(f"/opt/edge-ocr/releases/{OLD}/{MAIN}").write_text("nonsense")
+    box.path(UNIT).unlink()
+    ran = box.run("sh", box.put(first))
+    assert (ran.status, version(box)) == (0, OLD), ran
+    assert box.path(UNIT).exists()
+    assert len(releases(box)) == 1  # nobody wants the damaged one back
+    assert box.run("python3", INSTALL, "--rollback").status == 69
+    assert_kept(box)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status", "said"),
+    [
+        (MAIN, BROKEN_CODE, 78, "this release is broken"),
+        ("sample.png", "\n".join(SAMPLE[1:]), 69, "1 of 4 lines are not found"),
+        ("sample.png", None, 69, "cannot read its sample page"),
+    ],
+)
+def test_release_that_does_not_work_is_never_switched_to(box, old, tmp_path, path, content, status, said):
+    broken = changed(old, tmp_path / "broken", NEW, {path: content})
+    ran = box.run("sh", box.put(broken.run_file(tmp_path)))
+    assert said in ran.err
+    assert_as_before(box, ran, status)
+
+
+def test_settings_that_the_new_release_does_not_take_stop_the_upgrade(box, new):
+    box.path(SETTINGS).write_text("unknown = 1\n")
+    ran = box.run("sh", box.put(new))
+    assert (ran.status, version(box), releases(box)) == (78, OLD, {OLD})
+    assert ran.err == "edge-ocr: agent.toml: unknown key; edge-ocr 2.0.0 is not started with such settings\n"
+
+
+def test_failure_after_the_switch_puts_the_old_release_and_its_units_back(box, old, tmp_path):
+    before = box.path(UNIT).read_text()
+    other = changed(old, tmp_path / "other", NEW, {"systemd/edge-ocr-worker.service": before + "# other\n"})
+    box.run("rm", "-r", "/etc/systemd/system/edge-ocr-worker.service.d")
+    box.path("/etc/systemd/system/edge-ocr-worker.service.d").write_text("in the way")
+    ran = box.run("sh", box.put(other.run_file(tmp_path)))
+    assert f"going back to {OLD}" in ran.out
+    assert_as_before(box, ran, 69)
+    assert box.path(UNIT).read_text() == before
+
+
+def test_failure_on_a_new_box_leaves_nothing_that_starts(bare, first):
+    bare.path("/etc/systemd/system/edge-ocr-worker.service.d").write_text("in the way")
+    ran = bare.run("sh", bare.put(first))
+    assert ran.status == 69, ran
+    left = {name for name in bare.files() if "edge-ocr" in name}
+    assert left == {"/etc/systemd/system/edge-ocr-worker.service.d"}
+
+
+def test_second_installer_does_not_wait(box, new):
+    with subprocess.Popen(box.command("flock", "/opt/edge-ocr", "sleep", "60"), stdin=subprocess.DEVNULL) as holder:
+        time.sleep(0.5)
+        ran = box.run("sh", box.put(new))
+        holder.kill()
+    assert_as_before(box, ran, 75)
+
+
+def test_disk_without_room_is_told_before_anything_is_written(bare, first):
+    bare.run("mkdir", "-p", "/opt/edge-ocr")
+    bare.run("mount", "-t", "tmpfs", "-o", "size=10M", "tmpfs", "/opt/edge-ocr")
+    ran = bare.run("sh", bare.put(first))
+    assert (ran.status, "MB are needed: make room" in ran.err) == (69, True)
+    assert not releases(bare)
+
+
+def test_disk_that_fills_up_meanwhile_leaves_the_old_release(box, old, tmp_path):
+    """What the check cannot foresee: somebody else writes too. A program that wants too much stands for that."""
+    package = changed(old, tmp_path / "tree", NEW, {"zzz.bin": os.urandom(3_000_000)}).run_file(tmp_path)
+    ran = box.run("sh", "-c", f"ulimit -f 2000; exec sh {box.put(package)}")
+    assert "File too large" in ran.err
+    assert_as_before(box, ran, 75)
+
+
+def test_python_that_lacks_parts_of_its_library_is_told_with_what_to_install(bare, first):
+    """Debian's python3-minimal has no lzma, for instance."""
+    bare.run("sh", "-c", "rm /usr/lib/python3.11/lzma.py*")
+    ran = bare.run("sh", bare.put(first))
+    assert ran.status == 69
+    assert ran.err == "edge-ocr: /usr/bin/python3.11 lacks parts of its library: apt-get install python3.11\n"
+
+
+def test_uninstalling_leaves_settings_and_data_alone_and_purging_nothing(bare, first):
+    before = bare.files()
+    for option in ("--uninstall", "--purge"):
+        assert bare.run("sh", bare.put(first)).status == 0
+        bare.path(SETTINGS).write_text(OWN_SETTINGS)
+        bare.path("/var/lib/edge-ocr/inbox/page.txt").write_text("waits")
+        assert bare.run("python3", INSTALL, option).status == 0
+        if option == "--uninstall":
+            assert bare.files() - before == {SETTINGS, "/var/lib/edge-ocr/inbox/page.txt"}
+            assert_kept(bare)
+    assert bare.files() == before
+    assert not bare.path("/opt/edge-ocr").exists()
+    assert "edge-ocr" not in bare.path("/etc/passwd").read_text() + bare.path("/etc/group").read_text()
+
+
+def traced(box: Root, package: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
+    """Run the installer of a package, in /root/out, under strace, which sees its own process only."""
+    offset = re.search(rb"offset=(\d+)", package.read_bytes())[1].decode()
+    installer = ("/usr/bin/python3.11", "-B", "/root/out/install.py")
+    command = box.command(*installer, "--package", f"/root/{package.name}", "--offset", offset)
+    return subprocess.run(
+        ("strace", "-qq", "-e", f"trace={STEPS}", *options, *(word for word in command if word != "-p")),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
+
+
+def steps(box: Root, package: Path) -> list[tuple[str, int, str]]:
+    """Run the installer and return each step: the call, its number among its kind, the line about it."""
+    log = [line for line in traced(box, package).stderr.decode().splitlines() if "(" in line]
+    names = [line.partition("(")[0] for line in log]
+    return [(name, names[: at + 1].count(name), line) for at, (name, line) in enumerate(zip(names, log, strict=True))]
+
+
+def test_installation_killed_at_any_step_leaves_a_box_that_works_and_is_mended(bare, first, new):
+    """At every fourth step that changes names, and at all around the switch; at every one with EVERY=1."""
+    old_file, new_file = bare.put(first), bare.put(new)
+    assert bare.run("sh", old_file).status == 0
+    assert bare.run("sh", new_file, "--extract", "/root/out").status == 0
+    all_steps = steps(bare, new)
+    switch = next(at for at, (*_, line) in enumerate(all_steps) if '/opt/edge-ocr/current"' in line)
+    for at, (name, number, line) in enumerate(all_steps):
+        if not (os.environ.get("EVERY") or abs(at - switch) < 3 or at % 4 == 0):
+            continue
+        assert bare.run("sh", old_file).status == 0
+        bare.run("rm", "-rf", f"/opt/edge-ocr/releases/{NEW}", "/opt/edge-ocr/previous")
+        ran = traced(bare, new, "-e", f"inject={name}:signal=KILL:when={number}")
+        assert ran.returncode == -9, (line, ran)
+        assert version(bare) == (OLD if at <= switch else NEW), line
+        again = bare.run("sh", new_file)
+        assert (again.status, version(bare), releases(bare)) == (0, NEW, {OLD, NEW}), (line, again)
+        assert not os.path.lexists(bare.path("/opt/edge-ocr/switching"))
+
+
+# ------------------------------------------------------------------------------------------------ Debian packages
+
+
+@pytest.fixture(scope="module")
+def debs(old: Release, new_release: Release, shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """Return Debian packages: the old release, the new one, and a newer one that does not work."""
+    broken = changed(old, tmp_path_factory.mktemp("deb") / "tree", "3.0.0", {"sample.png": "nothing"})
+    return tuple(release.deb_file(shelf) for release in (old, new_release, broken))
+
+
+def status(box: Root) -> str:
+    return box.run("dpkg-query", "-W", "-f", "${Version} ${db:Status-Status}", "edge-ocr").out
+
+
+@pytest.fixture
+def deb_box(bare: Root, debs: tuple[Path, ...]) -> Root:
+    """A box with the old release as a Debian package."""
+    ran = bare.run("dpkg", "-i", bare.put(debs[0]))
+    assert (ran.status, version(bare), status(bare)) == (0, OLD, f"{OLD} installed"), ran
+    bare.path(SETTINGS).write_text(OWN_SETTINGS)
+    bare.path("/var/lib/edge-ocr/inbox/page.txt").write_text("waits")
+    return bare
+
+
+def test_debian_package_is_upgraded_and_taken_back(deb_box, debs):
+    ran = deb_box.run("dpkg", "-i", deb_box.put(debs[1]))
+    assert (ran.status, version(deb_box), status(deb_box)) == (0, NEW, f"{NEW} installed"), ran
+    assert "not empty" not in ran.err
+    assert deb_box.run("python3", INSTALL, "--rollback").status == 0
+    assert version(deb_box) == OLD
+    assert deb_box.run("dpkg", "-i", f"/root/{debs[1].name}").status == 0  # once more, over the one taken back
+    assert version(deb_box) == NEW
+    assert_kept(deb_box)
+
+
+def test_debian_package_that_does_not_work_leaves_the_old_one_running(deb_box, debs):
+    failed = deb_box.run("dpkg", "-i", deb_box.put(debs[2]))
+    assert failed.status != 0 and "lines are not found" in failed.err, failed
+    assert (version(deb_box), status(deb_box)) == (OLD, "3.0.0 half-configured")
+    assert_kept(deb_box)
+    again = deb_box.run("dpkg", "--configure", "-a")
+    assert (again.status != 0, version(deb_box)) == (True, OLD)
+    assert deb_box.run("dpkg", "-i", deb_box.put(debs[1])).status == 0
+    assert (version(deb_box), status(deb_box)) == (NEW, f"{NEW} installed")
+
+
+def test_debian_package_that_is_cut_off_in_the_middle_leaves_one_that_works(deb_box, debs, tmp_path):
+    cut = tmp_path / "cut.deb"
+    cut.write_bytes(debs[1].read_bytes()[:-20_000])
+    failed = deb_box.run("dpkg", "-i", deb_box.put(cut))
+    assert failed.status != 0
+    assert (version(deb_box), status(deb_box)) == (OLD, f"{OLD} installed")
+    assert deb_box.run("dpkg", "-i", deb_box.put(debs[1])).status == 0
+    assert version(deb_box) == NEW
+
+
+def test_removed_debian_package_leaves_settings_and_data_and_purged_nothing(bare, debs):
+    before = bare.files()
+    for package in debs[:2]:
+        assert bare.run("dpkg", "-i", bare.put(package)).status == 0
+    bare.path(SETTINGS).write_text(OWN_SETTINGS)
+    bare.path("/var/lib/edge-ocr/inbox/page.txt").write_text("waits")
+    removed = bare.run("dpkg", "-r", "edge-ocr")
+    assert (removed.status, "not empty" in removed.err) == (0, False), removed
+    assert bare.files() - before == {SETTINGS, "/var/lib/edge-ocr/inbox/page.txt"}
+    assert_kept(bare)
+    assert bare.run("dpkg", "-P", "edge-ocr").status == 0
+    assert bare.files() == before
+
+
+def test_package_of_either_kind_leaves_one_of_the_other_alone(deb_box, first, debs):
+    ran = deb_box.run("sh", deb_box.put(first))
+    assert (ran.status, "the Debian package of edge-ocr is installed" in ran.err) == (69, True)
+    removed = deb_box.run("python3", INSTALL, "--uninstall")
+    assert (removed.status, "apt-get remove edge-ocr" in removed.err) == (69, True)
+    assert deb_box.run("dpkg", "-P", "edge-ocr").status == 0
+    assert deb_box.run("sh", f"/root/{first.name}").status == 0
+    refused = deb_box.run("dpkg", "-i", f"/root/{debs[0].name}")
+    assert refused.status != 0 and "installed by a .run already" in refused.err
+    assert version(deb_box) == OLD
