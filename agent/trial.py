@@ -6,7 +6,6 @@ remembered by the hash of its manifest, which names the hashes of its files.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import subprocess
@@ -44,13 +43,13 @@ def ensure_tried(bundle: ModelBundle, settings: EngineSettings) -> None:
         last = child.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
         how = f"signal {-child.returncode}" if child.returncode < 0 else f"status {child.returncode}"
         raise BundleError(f"{bundle.path}: its models do not run on {engine} here ({how}: {last[0]})")
-    _remember(mark)
+    place.remember(mark)
 
 
 def _mark(bundle: ModelBundle, engine: str) -> Path:
     """Return the file that says this bundle has run on this engine's version, with this program's version."""
     what = f"{bundle.digest} {bundle.path.resolve()} {engine} {_installed(engine)} {__version__}"
-    return place.cache() / "tried" / hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()
+    return place.mark(what)
 
 
 def _installed(engine: str) -> str:
@@ -59,17 +58,6 @@ def _installed(engine: str) -> str:
     origin = found.origin if found is not None else None
     package = f"{origin} {os.stat(origin).st_mtime_ns}" if origin and os.path.exists(origin) else "unknown"
     return f"{package} {place.stamp(place.chosen())}" if engine == "paddlelite" else package
-
-
-def _remember(mark: Path) -> None:
-    if not mark.is_absolute():  # no home directory: `~` would be made here
-        return
-    try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    except OSError:
-        # No place to remember (read-only root): the next start tries again, a second slower.
-        return
 
 
 def run_models(bundle: ModelBundle, engine: str) -> None:

@@ -38,6 +38,7 @@ LAYERS = (
     ("source_config",),
     ("config",),
     ("bundle", "header", "memory", "health", "mask", "lite.elf", "lite.nb", "lite.place", "lite.processor", "cgroup"),
+    ("lite.attempt",),
     ("lite.binding", "lite.library", "ceiling", "hooks", "documents.pdf"),
     (
         "image",

@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import EngineError
+from agent.lite.attempt import ensure_tried
 from agent.lite.elf import machine_of
 from agent.lite.nb import check_model
-from agent.lite.place import BINDING, Build, chosen, read_build, stamp
+from agent.lite.place import BINDING, Build, chosen, is_installed, read_build, remedy, stamp
 from agent.lite.processor import prepare
 
 Tensor = npt.NDArray[np.float32]
@@ -63,7 +64,7 @@ class Library:
         self.functions = _declare(functions)
         self.machine = build.machine
         if functions.edge_ocr_lite_interface() != INTERFACE:
-            raise EngineError(f"the binding has another interface than this version's: {_AGAIN}")
+            raise EngineError("the binding has another interface than this version's: build or install it again")
         model = Predictor(self, Path(__file__).with_name(f"selftest-{self.machine}.nb"))
         self.version = model.version()
         known = (*KNOWN_VERSIONS.get(self.machine, ()), *build.accepted)
@@ -86,11 +87,10 @@ class Library:
             raise EngineError(f"Paddle Lite: {what}: {said[0] if said else 'no message'}")
 
 
-_AGAIN = "run `edge-ocr lite build` again"
-
-
 def open_library(folder: Path | None = None, *, untried: bool = False) -> Library:
     """Load the library of a build, by default of the one that is chosen (`place`).
+
+    A build that came with the installation is tried here first, once, in a child process.
 
     Args:
         folder: the build's directory.
@@ -110,14 +110,16 @@ def _open(folder: Path, untried: bool, _stamp: str) -> Library:
     build = read_build(folder)
     library = folder / build.library
     _check_build(folder, build, library)
-    if not (build.version or untried):
+    if not untried and is_installed(folder):
+        ensure_tried(folder)
+    elif not (build.version or untried):
         raise EngineError(f"{folder}: not tried on this machine yet: run `edge-ocr lite check {folder}`")
     prepare()
     _load_lazily(library)
     try:
         functions = ctypes.CDLL(str(folder / BINDING))
     except OSError as error:
-        raise EngineError(f"{folder / BINDING} cannot be loaded ({error}): {_AGAIN}") from error
+        raise EngineError(f"{folder / BINDING} cannot be loaded ({error}): {remedy(folder)}") from error
     try:
         return Library(functions, build)
     except EngineError as error:
@@ -128,13 +130,13 @@ def _check_build(folder: Path, build: Build, library: Path) -> None:
     if build.machine != platform.machine():
         raise EngineError(f"{folder}: built for {build.machine}, this machine is {platform.machine()}")
     if build.interface != INTERFACE:
-        raise EngineError(f"{folder}: built by another version: {_AGAIN}")
+        raise EngineError(f"{folder}: built by another version: {remedy(folder)}")
     try:
         found = library.stat()
     except OSError as error:
-        raise EngineError(f"{library}: {error.strerror}: {_AGAIN}") from error
+        raise EngineError(f"{library}: {error.strerror}: {remedy(folder)}") from error
     if found.st_size != build.library_bytes or build.library_mtime_ns not in (0, found.st_mtime_ns):
-        raise EngineError(f"{library}: another file than {folder} was built for: {_AGAIN}")
+        raise EngineError(f"{library}: another file than {folder} was built for: {remedy(folder)}")
     for path in (library, folder / BINDING):
         machine_of(path)  # the dynamic linker dies of a file whose end is missing
 

@@ -9,7 +9,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +18,11 @@ import msgspec
 from agent.bundle import sha256_of
 from agent.errors import EngineError
 from agent.lite import library as libraries
+from agent.lite.attempt import note, version_of
 from agent.lite.binding import INTERFACE
 from agent.lite.elf import machine_of
 from agent.lite.library import NEEDED, Found
-from agent.lite.place import BINDING, Build, choose, home, read_build, write_build
+from agent.lite.place import BINDING, Build, choose, home, is_installed, read_build, write_build
 
 SOURCE = Path(__file__).with_name("binding.cpp")
 FLAGS = ("-std=c++14", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra")
@@ -32,7 +32,6 @@ CROSS = {
 }
 """Cross compilers and the Debian packages they are in."""
 COMPILE_TIMEOUT_S = 600
-TRIAL_TIMEOUT_S = 120
 
 # How a name is spelt in a library that was compiled with either of libstdc++'s two kinds of strings.
 _NEW_STRINGS = b"MobileConfig19set_model_from_fileERKNSt7__cxx1112basic_string"
@@ -77,7 +76,11 @@ def check(folder: Path) -> str:
     Raises:
         EngineError: it does not work here.
     """
-    version = _tried(folder)
+    version = version_of(folder)
+    if is_installed(folder):  # its record is the package's
+        note(folder)
+        choose(folder)
+        return version
     noted = msgspec.structs.replace(read_build(folder), version=version)
     if noted != read_build(folder):
         write_build(folder, noted)
@@ -174,23 +177,3 @@ def _run(command: Sequence[str]) -> str:
         said = next((line for line in lines if "error" in line), lines[-1] if lines else "no message")
         raise EngineError(f"{command[0]} fails: {said.strip()}")
     return ran.stdout.decode(errors="replace")
-
-
-def _tried(folder: Path) -> str:
-    """Load a build in a child process and return its library's version."""
-    command = [sys.executable, "-m", "agent.lite.binding", str(folder.resolve())]
-    home_of_agent = Path(__file__).resolve().parents[2]  # `-m` looks there first, and not where the user stands
-    try:
-        child = subprocess.run(
-            command, cwd=home_of_agent, capture_output=True, timeout=TRIAL_TIMEOUT_S, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"{folder}: its library does not answer within {TRIAL_TIMEOUT_S} s") from error
-    lines = child.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-    if child.returncode < 0:
-        said = f"signal {-child.returncode}: {lines[0]}"
-        raise EngineError(f"{folder}: its library dies of the test model ({said}): give --lib a release with headers")
-    if child.returncode:
-        raise EngineError(lines[-1])
-    # The library may have printed before: the version is what stands last.
-    return child.stdout.decode(errors="replace").splitlines()[-1]

@@ -1,13 +1,16 @@
 """Where builds of the binding are, and which one is used.
 
 A build is a directory with the binding, a record of what it was built from and, unless that is a Python package's, the
-library. `EDGE_OCR_LITE` names the one to use, or is "off"; else it is the one that was last built or checked here.
+library. `EDGE_OCR_LITE` names the one to use, or is "off"; else it is the one that was last built or checked here; else
+the one that came with the installation.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import sys
 from pathlib import Path
 
 import msgspec
@@ -17,6 +20,8 @@ from agent.errors import EngineError
 VARIABLE = "EDGE_OCR_LITE"
 BINDING = "binding.so"
 RECORD = "build.json"
+INSTALLED = "share/edge-ocr/lite"
+"""Below the environment's own folder: the build of a package (`edge-ocr pack`), which may not be written."""
 MAX_RECORD_BYTES = 1 << 16
 
 
@@ -66,12 +71,29 @@ def chosen() -> Path | None:
     said = os.environ.get(VARIABLE, "")
     if said:
         return None if said == "off" else Path(said)
-    active = _active()
-    return active if active.is_absolute() and active.exists() else None
+    active, own = _active(), installed()
+    if active.is_absolute() and active.exists():
+        return active
+    return own if os.path.lexists(own / RECORD) else None
+
+
+def installed() -> Path:
+    """Return where a build is that came with the installation, if one did."""
+    return Path(sys.prefix) / INSTALLED
+
+
+def is_installed(folder: Path) -> bool:
+    """Say whether a build came with the installation."""
+    return folder.resolve() == installed().resolve()
+
+
+def remedy(folder: Path) -> str:
+    """Return what helps against a build that is damaged, or another version's."""
+    return "install the package again" if is_installed(folder) else "run `edge-ocr lite build` again"
 
 
 def choose(folder: Path) -> None:
-    """Make a build the one that is used.
+    """Make a build the one that is used; the installation's own is, where no other was made so.
 
     Raises:
         EngineError: the cache cannot be written.
@@ -79,6 +101,9 @@ def choose(folder: Path) -> None:
     active = _active()
     new = active.with_name(f".{active.name}-{os.getpid()}")
     try:
+        if is_installed(folder):  # a link to it would outlive an upgrade
+            active.unlink(missing_ok=True)
+            return
         active.parent.mkdir(parents=True, exist_ok=True)
         new.unlink(missing_ok=True)
         new.symlink_to(folder.resolve())
@@ -90,9 +115,27 @@ def choose(folder: Path) -> None:
 def stamp(folder: Path | None) -> str:
     """Return what changes when a build does; that of none is "none"."""
     try:
-        return f"{folder.resolve()} {(folder / RECORD).stat().st_mtime_ns}" if folder else "none"
+        # Not the time of its content: that is the same in all packages. This one is of its arrival here.
+        return f"{folder.resolve()} {(folder / RECORD).stat().st_ctime_ns}" if folder else "none"
     except OSError:
         return "none"
+
+
+def mark(what: str) -> Path:
+    """Return the file that says that something has run on this machine."""
+    return cache() / "tried" / hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()
+
+
+def remember(mark: Path) -> None:
+    """Note that something has run on this machine."""
+    if not mark.is_absolute():  # no home directory: `~` would be made here
+        return
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError:
+        # No place to remember (read-only root): the next start tries again, a second slower.
+        return
 
 
 def read_build(folder: Path) -> Build:
@@ -107,7 +150,7 @@ def read_build(folder: Path) -> Build:
     except OSError as error:
         raise EngineError(f"{folder}: no build of the binding: {error.strerror}") from error
     except msgspec.MsgspecError as error:
-        raise EngineError(f"{folder / RECORD}: damaged: run `edge-ocr lite build` again") from error
+        raise EngineError(f"{folder / RECORD}: damaged: {remedy(folder)}") from error
 
 
 def write_build(folder: Path, build: Build) -> None:
