@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.page import PageResult
+    from agent.reader import ReaderSettings
 
 _LAZY = {
     "run": ("agent.service", "run_command", "Run the agent: worker and uplink."),
@@ -72,6 +73,7 @@ def cli() -> None:
 @click.option("--text", "form", flag_value="text", default=True, help="Plain lines (default).")
 @click.option("--overlay", type=click.Path(file_okay=False, path_type=Path), help="Write pictures with boxes there.")
 @click.option("--bundle", type=click.Path(path_type=Path), envvar="EDGE_OCR_BUNDLE", help="Model bundle to use.")
+@click.option("-c", "--config", type=click.Path(path_type=Path), help="Read as the agent with these settings does.")
 @click.option("--memory-mb", type=click.IntRange(100, 65536), help="Memory limit. Default: 250, and 110 more a thread.")
 @click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="Processor cores to use.")
 @click.option("--engine", default="auto", show_default=True, help="paddlelite, onnxruntime, paddle or auto.")
@@ -80,6 +82,7 @@ def read(
     form: str,
     overlay: Path | None,
     bundle: Path | None,
+    config: Path | None,
     memory_mb: int | None,
     threads: int,
     engine: str,
@@ -101,9 +104,12 @@ def read(
         raise InputError(f"no pictures below {', '.join(str(p) for p in paths)}")
     if overlay is not None:
         _make_folder(overlay)
-    limit = memory_mb or DEFAULT_MB + DEFAULT_MB_PER_MATE * (threads - 1)
-    settings = ReaderSettings(memory_mb=limit, engine=EngineSettings(engine, threads))
-    verified = ModelBundle.load(bundle or _default_bundle())
+    if config is not None:
+        place, settings = _configured(config)
+    else:
+        limit = memory_mb or DEFAULT_MB + DEFAULT_MB_PER_MATE * (threads - 1)
+        place, settings = _default_bundle(), ReaderSettings(memory_mb=limit, engine=EngineSettings(engine, threads))
+    verified = ModelBundle.load(bundle or place)
     ensure_tried(verified, settings.engine)
     reader = Reader(verified, settings)
     try:
@@ -114,6 +120,15 @@ def read(
         return ExitCode.OK
     finally:
         reader.close()
+
+
+def _configured(config: Path) -> tuple[Path, ReaderSettings]:
+    """Return where the bundle of an agent's settings is, and how it reads."""
+    from agent.config import AgentConfig, load
+    from agent.openers import reader_settings
+
+    given = load(config, AgentConfig, check_files=False)
+    return Path(given.reader.bundle), reader_settings(given)
 
 
 def _make_folder(path: Path) -> None:

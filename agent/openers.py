@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from agent.clock import Clock
 from agent.config import AgentConfig
@@ -12,6 +12,9 @@ from agent.memory import Budget
 from agent.page import Frame, PageResult
 from agent.source_config import CameraConfig, FolderConfig, ScannerConfig, SourceConfig, UploadConfig
 from agent.sources import Source
+
+if TYPE_CHECKING:
+    from agent.reader import ReaderSettings
 
 
 class PageReader(Protocol):
@@ -95,11 +98,18 @@ def open_reader(config: AgentConfig, progress: Callable[[], None] = lambda: None
     """
     from agent import trial
     from agent.bundle import ModelBundle
-    from agent.engines import EngineSettings
-    from agent.reader import Reader, ReaderSettings
+    from agent.reader import Reader
 
     bundle = ModelBundle.load(Path(config.reader.bundle))
-    engine = EngineSettings(config.reader.engine, config.reader.threads, power_mode=config.reader.power_mode)
-    trial.ensure_tried(bundle, engine)
-    settings = ReaderSettings(config.memory.limit_mb, config.reader.min_score, engine=engine)
+    settings = reader_settings(config)
+    trial.ensure_tried(bundle, settings.engine)
     return Reader(bundle, settings, progress), bundle.label
+
+
+def reader_settings(config: AgentConfig) -> ReaderSettings:
+    """Return how an agent with these settings reads."""
+    from agent.engines import EngineSettings
+    from agent.reader import ReaderSettings
+
+    engine = EngineSettings(config.reader.engine, config.reader.threads, power_mode=config.reader.power_mode)
+    return ReaderSettings(config.memory.limit_mb, config.reader.min_score, engine=engine)

@@ -1,5 +1,7 @@
 """Draws the sample pages in samples/ and their labels: a receipt, an invoice form and a photographed notice.
 
+Without a directory it also writes the head of the receipt, the page that a package tries itself with (agent/pack).
+
     python scripts/draw_samples.py [DIRECTORY]
 
 Every name, number and address on the pages is invented. The boxes in labels.jsonl are those of the drawn ink, so they
@@ -26,6 +28,8 @@ Colour = int | tuple[int, int, int]
 
 FONTS = Path("/usr/share/fonts/opentype/noto")
 SIMPLIFIED, TRADITIONAL, MONO = 2, 3, 7  # faces of one Noto CJK collection file
+PACK = Path(__file__).parent.parent / "agent" / "pack"
+HEAD_PX = 400
 PHOTO_SIZE = (3000, 2200)
 PHOTO_CORNERS = ((560.0, 2120.0), (222.0, 446.0), (2482.0, 184.0), (2712.0, 1606.0))
 """Where the notice's corners, clockwise from its top left, lie in the photo: a quarter turn and about 12 degrees."""
@@ -405,6 +409,15 @@ PAGES: dict[str, Callable[[np.random.Generator], tuple[Image.Image, list[Line]]]
 }
 
 
+def write_head(directory: Path, rows: list[str]) -> None:
+    """Write the head of the receipt and its lines into the package's sources."""
+    with Image.open(directory / "receipt.png") as page:
+        page.crop((0, 0, page.width, HEAD_PX)).save(PACK / "sample.png", optimize=True)
+    lines = next(row["lines"] for row in map(json.loads, rows) if row["image"] == "receipt.png")
+    texts = [line["text"] for line in lines if max(y for _, y in line["box"]) < HEAD_PX]
+    (PACK / "sample.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+
+
 def main() -> None:
     """Draw every page into the directory given, or samples/."""
     if not FONTS.is_dir():
@@ -413,6 +426,8 @@ def main() -> None:
     directory.mkdir(parents=True, exist_ok=True)
     rows = [save(directory, name, *draw(np.random.default_rng(7))) for name, draw in PAGES.items()]
     (directory / "labels.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    if len(sys.argv) == 1:
+        write_head(directory, rows)
 
 
 if __name__ == "__main__":

@@ -454,3 +454,23 @@ def test_one_thread_is_one_thread(env):
     free = {name: value for name, value in env.items() if name != "OPENBLAS_NUM_THREADS"}
     ran = run_python(code, "read", SAMPLES / "receipt.png", "--threads", "1", env=free)
     assert ran.out.splitlines()[-1] == "1"
+
+
+def test_settings_of_an_agent_say_how_it_reads(env, tmp_path, portable_path):
+    env = dict(env)
+    settings = tmp_path / "agent.toml"
+    del env["EDGE_OCR_BUNDLE"]
+
+    def configured(limit_mb: int, min_score: float) -> Ran:
+        settings.write_text(
+            f'device = "box"\n[reader]\nbundle = "{portable_path}"\nmin_score = {min_score}\n'
+            f"[memory]\nlimit_mb = {limit_mb}\n"
+        )
+        return read(env, "agent/pack/sample.png", "--json", "-c", settings)
+
+    ran = configured(300, 0.55)
+    assert [len(row["lines"]) for row in ran.rows] == [10], ran.err
+    assert ran.rows[0]["bundle"].endswith("portable-fp32")
+    assert len(configured(300, 0.999).rows[0]["lines"]) < 10
+    ran = configured(128, 0.55)
+    assert (ran.status, ran.out) == (75, "") and "a memory limit of 128 MB is too small" in ran.err

@@ -155,7 +155,8 @@ def try_out(release: Path, package: Package) -> None:
         settings = _as_user(release, Path(work), "units", "-c", SETTINGS)
         if settings.returncode:
             raise ConfigError(f"{_last(settings)}; edge-ocr {package.version} is not started with such settings")
-        said = _as_user(release, Path(work), "read", release / SAMPLE, "--text", "--bundle", release / "bundle")
+        how = ("-c", SETTINGS, "--bundle", release / "bundle")
+        said = _as_user(release, Path(work), "read", release / SAMPLE, "--text", *how)
     if said.returncode:
         raise InstallError(f"edge-ocr {package.version} cannot read its sample page: {_last(said)}")
     found = _plain(said.stdout.decode(errors="replace"))

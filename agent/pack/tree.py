@@ -9,8 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
-
 from agent import __version__
 from agent.bundle import MANIFEST as BUNDLE
 from agent.bundle import sha256_of
@@ -21,7 +19,8 @@ from agent.pack import wheels
 from agent.pack.plan import NAMES, Plan
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SAMPLE = "receipt.png"
+SAMPLE = Path(__file__).with_name("sample.png")
+"""Ten lines: enough to tell, and read in seconds on a slow board. `scripts/draw_samples.py` draws it."""
 EPOCH = 1_767_225_600
 """The time of all files where SOURCE_DATE_EPOCH says none: 2026-01-01."""
 COMPILE_TIMEOUT_S = 1200
@@ -31,11 +30,6 @@ from agent.__main__ import main
 main()
 """
 """The command of a release: it belongs to whichever release is the current one."""
-
-
-class _Label(msgspec.Struct):
-    image: str
-    lines: tuple[dict[str, object], ...]
 
 
 def epoch() -> int:
@@ -62,7 +56,7 @@ def build(plan: Plan, tree: Path, work: Path) -> Package:
     _models(plan, tree / "bundle")
     shutil.copytree(CHECKOUT / "systemd", tree / "systemd")
     shutil.copyfile(plan.order.config or CHECKOUT / "systemd" / "agent.toml", tree / "agent.toml")
-    shutil.copyfile(CHECKOUT / "samples" / SAMPLE, tree / "sample.png")
+    shutil.copyfile(SAMPLE, tree / "sample.png")
     shutil.copyfile(CHECKOUT / "agent" / "pack" / "entry.py", tree / "install.py")
     shutil.copyfile(CHECKOUT / "README.md", tree / "README.md")
     package = describe(plan, tree)
@@ -135,6 +129,4 @@ def _models(plan: Plan, folder: Path) -> None:
 
 def _sample_lines() -> tuple[str, ...]:
     """Return what is printed on the sample page."""
-    rows = (CHECKOUT / "samples" / "labels.jsonl").read_bytes().splitlines()
-    labels = (msgspec.json.decode(row, type=_Label) for row in rows)
-    return next(tuple(str(line["text"]) for line in label.lines) for label in labels if label.image == SAMPLE)
+    return tuple(SAMPLE.with_suffix(".txt").read_text(encoding="utf-8").splitlines())
