@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test bench torture soak package lint format samples clean
+.PHONY: help setup demo test test-arm64 bench torture soak package lint format samples clean
 
 BUNDLE := models/build/ppocr-v4-x86_64-fp32
 RECIPE := models/ppocr-v4.toml
@@ -16,13 +16,14 @@ PROGRAMS := dosfstools ffmpeg g++ g++-aarch64-linux-gnu gir1.2-gst-rtsp-server-1
 	gstreamer1.0-plugins-ugly mosquitto mosquitto-clients openssl postgresql python3-gi qemu-user sane-utils strace systemd
 TARGET ?= aarch64
 PYTHON ?= 3.11
+ARM_BUNDLE := models/build/ppocr-v4-aarch64-fp32
 BOX_BUNDLE ?= models/build/ppocr-v4-portable-fp32
 PACK_ARGS ?=
 KILLS ?= 1000
 PAGES ?= 2000
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv with the agent; quick when it is up to date
 	@sh scripts/setup.sh agent
@@ -43,7 +44,14 @@ test: ## set up, lint, check types, run the tests
 	@test -e $(BUNDLE)/bundle.toml || $(CONVERT)
 	@for target in portable paddle; do test -e models/build/ppocr-v4-$$target-fp32/bundle.toml || \
 		.venv/bin/edge-ocr convert $(RECIPE) --target $$target --no-measure || exit 1; done
-	.venv/bin/python -m pytest -q -n 2 --dist loadfile </dev/null
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile -m 'not arm64' </dev/null
+
+test-arm64: ## install and read on a bare arm64 Debian 12, emulated; root only; LITE_LIB=ARCHIVE: on Paddle Lite too
+	@sh scripts/setup.sh agent $(GROUPS)
+	@sh scripts/setup.sh programs g++-aarch64-linux-gnu mmdebstrap qemu-user-static || true
+	@test -e $(BOX_BUNDLE)/bundle.toml || .venv/bin/edge-ocr convert $(RECIPE) --target portable --no-measure
+	@test -e $(ARM_BUNDLE)/bundle.toml || .venv/bin/edge-ocr convert $(RECIPE) --target aarch64 --no-measure
+	$(if $(LITE_LIB),EDGE_OCR_ARM_LITE_LIB=$(LITE_LIB)) .venv/bin/python -m pytest -v -s tests/arm64 </dev/null
 
 bench: ## measure against RapidOCR, installed beside; BENCH_ARGS="..." goes to edge-ocr bench
 	@sh scripts/setup.sh agent convert

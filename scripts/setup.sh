@@ -137,6 +137,7 @@ has_program() {
     g++-*) command -v "${1#g++-}-g++" >/dev/null ;;
     mosquitto-clients) command -v mosquitto_sub >/dev/null ;;
     dosfstools) PATH="$PATH:/usr/sbin:/sbin" command -v mkfs.vfat >/dev/null ;;
+    qemu-user-static) command -v qemu-aarch64-static >/dev/null ;;
     qemu-user) command -v qemu-aarch64 >/dev/null ;;
     sane-utils) command -v scanimage >/dev/null ;;
     systemd) command -v systemd-analyze >/dev/null ;;
