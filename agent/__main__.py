@@ -31,6 +31,7 @@ _LAZY = {
     "collect": ("agent.service", "collect_command", "Store and confirm results at the centre."),
     "camera": ("agent.sources.camera.adjust", "camera_command", "Show what a camera's pictures measure."),
     "status": ("agent.service", "status_command", "Tell how the agent is."),
+    "alive": ("agent.service", "alive_command", "Tell whether the agent makes progress."),
     "check": ("agent.service", "check_command", "Look whether the agent can work here."),
     "report": ("agent.service", "report_command", "Pack one file for a support ticket."),
     "scan": ("agent.service", "scan_command", "Have the agent scan pages."),

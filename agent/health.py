@@ -13,11 +13,17 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from agent import heartbeat
+from agent.clock import Clock
 from agent.errors import BusyError, InputError
 
 Role = Literal["worker", "uplink"]
 STALE_S = 30.0
 """A state file older than this is of a program that hangs or is gone."""
+WATCHDOG_S: dict[Role, float] = {"worker": 120.0, "uplink": 60.0}
+"""Without progress for so long a program hangs: `WatchdogSec` of its unit."""
+START_S: dict[Role, float] = {"worker": 180.0, "uplink": 60.0}
+"""And when it is not ready after this: `TimeoutStartSec`."""
 
 
 class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,15 +130,30 @@ def read_state(state_dir: Path, role: Role, kind: type[S]) -> S | None:
         return None
 
 
-def running(state_dir: Path, role: Role) -> bool:
-    """Tell whether a program of a kind runs on a state directory, by the lock it holds; nothing is locked to ask."""
+def running(state_dir: Path, role: Role, clock: Clock | None = None) -> bool:
+    """Tell whether a program of a kind runs on a state directory: here by its lock, in other containers by progress."""
+    return holder(state_dir, role) is not None or runs_elsewhere(state_dir, role, clock or Clock())
+
+
+def holder(state_dir: Path, role: Role) -> int | None:
+    """Return the process that holds a lock, None when none that can be seen does; nothing is locked to ask."""
     try:
         inode = os.stat(state_dir / f"{role}.lock").st_ino  # the device's number there is another on btrfs
         with open("/proc/locks", encoding="ascii") as file:
             rows = [row.split() for row in file]
     except OSError:
-        return False
-    return any(row[1] == "FLOCK" and row[5].endswith(f":{inode}") for row in rows)
+        return None
+    return next((int(row[4]) for row in rows if row[1] == "FLOCK" and row[5].endswith(f":{inode}")), None)
+
+
+def runs_elsewhere(state_dir: Path, role: Role, clock: Clock) -> bool:
+    """Tell whether a program in another container made progress of late; the system shows its lock to nobody else."""
+    beat = heartbeat.read(state_dir / f"{role}.lock")
+    return (
+        beat is not None
+        and beat.namespace != heartbeat.namespace()
+        and heartbeat.ago_s(beat, clock) <= WATCHDOG_S[role]
+    )
 
 
 def silent_s(state: WorkerState | UplinkState, now_ms: int) -> float:
@@ -164,9 +185,13 @@ def status_bytes(name: str) -> int:
 
 
 class Lock:
-    """Lets one program of a kind run on a state directory; the system frees it when the process ends."""
+    """Lets one program of a kind run on a state directory; the system frees it when the process ends.
 
-    def __init__(self, state_dir: Path, role: Role) -> None:
+    Attributes:
+        heart: notes the program's progress in the same file.
+    """
+
+    def __init__(self, state_dir: Path, role: Role, clock: Clock | None = None) -> None:
         """Take the lock; the directory is made when it is missing.
 
         Raises:
@@ -175,18 +200,20 @@ class Lock:
         """
         try:
             state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._file = open(state_dir / f"{role}.lock", "a+", encoding="ascii")  # noqa: SIM115  held until the end
+            self._descriptor = os.open(state_dir / f"{role}.lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise InputError(f"{state_dir}: {error.strerror}: state_dir must be writable") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._file.close()
+            os.close(self._descriptor)
             raise BusyError(f"{state_dir}: another {role} runs on it; end it first") from error
+        self.heart = heartbeat.Heart(self._descriptor, clock)
 
     def close(self) -> None:
         """Free the lock."""
-        self._file.close()
+        self.heart.stop()
+        os.close(self._descriptor)
 
 
 class _Form(logging.Formatter):

@@ -7,7 +7,7 @@ opened with it. What is told is state and numbers, never what was read.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from agent.clock import Clock
@@ -20,27 +20,37 @@ _FIRST_PASSED = 3  # SD_LISTEN_FDS_START
 class Notifier:
     """Tells what is asked for; where nobody asked it says nothing."""
 
-    def __init__(self, address: str = "", watchdog_s: float = 0.0, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        address: str = "",
+        watchdog_s: float = 0.0,
+        clock: Clock | None = None,
+        beat: Callable[[], None] | None = None,
+    ) -> None:
         """Make a notifier.
 
         Args:
             address: of the socket, a path or "@" and an abstract name; "" is nobody.
             watchdog_s: the process is ended when it tells of no progress for so long; 0: it is not watched.
             clock: time.
+            beat: is called at each progress, whoever listens.
         """
         self._address = address
         self._every_s = watchdog_s / _FEEDS
         self._clock = clock or Clock()
+        self._beat = beat
         self._fed_at = float("-inf")
         self._status = ""
 
     def ready(self) -> None:
         """Tell that the start is over. A process that has replaced itself may tell it again."""
-        if self._send("READY=1"):
-            self.progress()
+        self._send("READY=1")
+        self.progress()
 
     def progress(self) -> None:
         """Feed the watchdog. Call it when something was done, never from a timer: a loop that hangs must starve it."""
+        if self._beat is not None:
+            self._beat()
         now = self._clock.monotonic()
         if self._every_s > 0 and now - self._fed_at >= self._every_s and self._send("WATCHDOG=1"):
             self._fed_at = now
@@ -69,12 +79,14 @@ class Notifier:
         return False
 
 
-def connect(clock: Clock | None = None, environ: Mapping[str, str] = os.environ) -> Notifier:
-    """Return a notifier to whoever started this process."""
+def connect(
+    clock: Clock | None = None, environ: Mapping[str, str] = os.environ, beat: Callable[[], None] | None = None
+) -> Notifier:
+    """Return a notifier to whoever started this process; `beat` is called at each progress."""
     address = environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
-        return Notifier()
-    return Notifier(address, _watchdog_s(environ), clock)
+        return Notifier(beat=beat)
+    return Notifier(address, _watchdog_s(environ), clock, beat)
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float:

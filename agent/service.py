@@ -14,6 +14,7 @@ import msgspec
 
 from agent.config import AgentConfig, CollectorConfig, load
 from agent.errors import ExitCode, InputError
+from agent.health import Role
 from agent.outbox import Outbox, Row
 
 STATES = ("pending", "brokered", "stored", "dead")
@@ -96,6 +97,29 @@ def status_command(path: Path, as_json: bool) -> int:
     told = status.make(load(path, AgentConfig, check_files=False))
     click.echo(msgspec.json.encode(told).decode() if as_json else "\n".join(status.lines(told)))
     return ExitCode.OK if told.ok else ExitCode.SOME_FAILED
+
+
+@click.command("alive")
+@_config_option(CONFIG)
+@click.argument("role", type=click.Choice(("worker", "uplink")), required=False)
+@click.option("--end", "ending", is_flag=True, help="End a program that hangs, so that it is started again.")
+def alive_command(path: Path, role: Role | None, ending: bool) -> int:
+    """Tell whether worker and uplink make progress: the health check of a container. Takes a tenth of a second.
+
+    Exit status: 0 they do, 1 one does not run, has just started or hangs.
+    """
+    from agent import alive
+
+    config = load(path, AgentConfig, check_files=False)
+    state_dir = Path(config.state_dir)
+    roles: tuple[Role, ...] = ("worker", "uplink") if config.mqtt is not None else ("worker",)
+    signs = [alive.look(state_dir, one) for one in ((role,) if role else roles)]
+    click.echo("\n".join(sign.said for sign in signs))
+    for sign in signs:
+        if ending and sign.hangs:
+            ended = alive.end(sign, state_dir)
+            click.echo(f"edge-ocr: {sign.role}: {'was ended' if ended else 'cannot be ended'}", err=True)
+    return ExitCode.OK if all(sign.well for sign in signs) else ExitCode.SOME_FAILED
 
 
 @click.command("check")

@@ -399,10 +399,10 @@ def run(
     """
     health.set_up_logging("worker", config.log_level)
     clock = clock or Clock()
-    notifier = notify.connect(clock)
-    reader = reader or partial(open_reader, progress=notifier.progress)
     state_dir = Path(config.state_dir)
-    lock = health.Lock(state_dir, "worker")
+    lock = health.Lock(state_dir, "worker", clock)
+    notifier = notify.connect(clock, beat=lock.heart.beat)
+    reader = reader or partial(open_reader, progress=notifier.progress)
     outbox = Outbox(state_dir, config.outbox, role="worker", clock=clock)
     sources = open_sources(config, clock)
     config = _within(config, allowed_mb(config.memory.limit_mb) - sum(source.needs_mb() for source in sources))

@@ -29,6 +29,7 @@ COMMANDS = {
     "collect": service.collect_command,
     "camera": camera_command,
     "status": service.status_command,
+    "alive": service.alive_command,
     "outbox": service.outbox_group,
     "check": service.check_command,
     "report": service.report_command,

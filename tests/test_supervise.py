@@ -23,6 +23,7 @@ class FrozenClock(Clock):
     """Time that passes only when told to."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.now = 1000.0
 
     def monotonic(self) -> float:

@@ -383,11 +383,11 @@ def run(config: AgentConfig) -> None:
     ending: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: ending.append(number))
-    lock = health.Lock(state_dir, "uplink")
     clock = Clock()
+    lock = health.Lock(state_dir, "uplink", clock)
     outbox = Outbox(state_dir, config.outbox, role="uplink", clock=clock)
     uplink = Uplink(config, outbox, clock=clock)
-    notifier = notify.connect(clock)
+    notifier = notify.connect(clock, beat=lock.heart.beat)
     try:
         uplink.start()
         notifier.ready()  # whether the broker is there or not
