@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-arm64 bench torture soak package lint format samples clean
+.PHONY: help setup demo test test-arm64 test-container bench torture soak package lint format samples clean
 
 BUNDLE := models/build/ppocr-v4-x86_64-fp32
 RECIPE := models/ppocr-v4.toml
@@ -14,6 +14,7 @@ FONTS := fonts-arphic-ukai fonts-arphic-uming fonts-dejavu-core fonts-liberation
 GROUPS := convert,compress,onnx,pack,postgres,dev
 PROGRAMS := dosfstools ffmpeg g++ g++-aarch64-linux-gnu gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good \
 	gstreamer1.0-plugins-ugly mosquitto mosquitto-clients openssl postgresql python3-gi qemu-user sane-utils strace systemd
+ENGINE := aardvark-dns crun mmdebstrap netavark podman
 TARGET ?= aarch64
 PYTHON ?= 3.11
 ARM_BUNDLE := models/build/ppocr-v4-aarch64-fp32
@@ -23,7 +24,7 @@ KILLS ?= 1000
 PAGES ?= 2000
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv with the agent; quick when it is up to date
 	@sh scripts/setup.sh agent
@@ -52,6 +53,12 @@ test-arm64: ## install and read on a bare arm64 Debian 12, emulated; root only; 
 	@test -e $(BOX_BUNDLE)/bundle.toml || .venv/bin/edge-ocr convert $(RECIPE) --target portable --no-measure
 	@test -e $(ARM_BUNDLE)/bundle.toml || .venv/bin/edge-ocr convert $(RECIPE) --target aarch64 --no-measure
 	$(if $(LITE_LIB),EDGE_OCR_ARM_LITE_LIB=$(LITE_LIB)) .venv/bin/python -m pytest -v -s tests/arm64 </dev/null
+
+test-container: ## build the image and run compose.yaml with podman, as root; prints the image's size; minutes
+	@sh scripts/setup.sh agent $(GROUPS)
+	@sh scripts/setup.sh programs $(ENGINE)
+	@test -e models/build/ppocr-v4-portable-fp32/bundle.toml || .venv/bin/edge-ocr convert $(RECIPE) --target portable --no-measure
+	CONTAINER=1 .venv/bin/python -m pytest -q tests/test_container.py tests/system/test_container.py </dev/null
 
 bench: ## measure against RapidOCR, installed beside; BENCH_ARGS="..." goes to edge-ocr bench
 	@sh scripts/setup.sh agent convert

@@ -133,7 +133,7 @@ setup_peer() {
 # has_program PACKAGE: whether its program, or for fonts and libraries the package, is there. Debian keeps servers where only root's path looks.
 has_program() {
     case $1 in
-    fonts-* | gir1.2-* | gstreamer1.0-* | python3-gi) dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' ;;
+    aardvark-dns | fonts-* | netavark | gir1.2-* | gstreamer1.0-* | python3-gi) dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' ;;
     g++-*) command -v "${1#g++-}-g++" >/dev/null ;;
     mosquitto-clients) command -v mosquitto_sub >/dev/null ;;
     dosfstools) PATH="$PATH:/usr/sbin:/sbin" command -v mkfs.vfat >/dev/null ;;
