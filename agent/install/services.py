@@ -46,7 +46,7 @@ def look(units: Iterable[str]) -> States:
     """Return how units are now."""
     if not alive():
         return States()
-    states = {unit: run(("systemctl", "show", "-P", "ActiveState", unit), check=False).strip() for unit in units}
+    states = {unit: _state(unit) for unit in units}
     active = tuple(unit for unit, state in states.items() if state in ("active", "activating", "reloading"))
     return States(active, tuple(unit for unit, state in states.items() if state == "failed"))
 
@@ -144,16 +144,20 @@ def start(states: States) -> None:
         return
     if states.failed:
         run(("systemctl", "restart", "--no-block", *states.failed), check=False)
-    services = [unit for unit in states.active if unit.endswith(".service")]
+    services, sockets, targets = (
+        [unit for unit in states.active if unit.endswith(kind)] for kind in (".service", ".socket", ".target")
+    )
     stop(services)  # a socket cannot be opened anew while its service has it
-    sockets = [unit for unit in states.active if unit.endswith(".socket")]
     if sockets:
         run(("systemctl", "restart", *sockets))
-    for unit in (*services, *(set(states.active) - {*services, *sockets})):  # in turn, so that a message names the one
+    for unit in services:  # in turn, so that a message names the one
         try:
             run(("systemctl", "start", unit), timeout_s=_START_S)
         except InstallError as error:
             raise InstallError(f"{unit} does not get ready: {_last_words(unit)}") from error
+    for target in targets:  # one that is active would start what somebody has stopped
+        if _state(target) != "active":
+            run(("systemctl", "start", target), timeout_s=_START_S)
     _stay(services)
 
 
@@ -161,9 +165,12 @@ def _stay(services: list[str]) -> None:
     restarts = {unit: _restarts(unit) for unit in services}
     time.sleep(STEADY_S if services else 0)
     for unit in services:
-        active = run(("systemctl", "is-active", unit), check=False).strip() == "active"
-        if not active or _restarts(unit) != restarts[unit]:
+        if _state(unit) != "active" or _restarts(unit) != restarts[unit]:
             raise InstallError(f"{unit} ends right after its start: {_last_words(unit)}")
+
+
+def _state(unit: str) -> str:
+    return run(("systemctl", "show", "-P", "ActiveState", unit), check=False).strip()
 
 
 def _restarts(unit: str) -> str:

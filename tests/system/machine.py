@@ -26,18 +26,18 @@ def why_not() -> str:
 class Machine:
     """Runs until it is closed."""
 
-    def __init__(self, work: Path, bundle: Path) -> None:
+    def __init__(self, work: Path, bundle: Path | None) -> None:
         """Start it.
 
         Args:
             work: an empty folder.
-            bundle: where the models are.
+            bundle: where the models are; None for a machine without the agent.
         """
         self._groups = work / "groups"
         python = Path(os.path.realpath(sys.executable)).parent.parent
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         site = sysconfig.get_path("purelib")
-        command = ("sh", SCRIPT, work, ROOT, bundle.resolve(), python, site, version)
+        command = ("sh", SCRIPT, work, ROOT, bundle.resolve() if bundle else "none", python, site, version)
         self._log = (work.parent / "machine.log").open("wb")
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         took = until(lambda: self.run("systemctl", "is-active", "machine.target").out == "active\n", 30)
@@ -51,12 +51,12 @@ class Machine:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         return int(children[0]) if children else 0
 
-    def run(self, *command: str) -> Ran:
+    def run(self, *command: str, timeout_s: float = 60) -> Ran:
         """Run a program in it, as root, to its end."""
         inside = ("nsenter", "-t", str(self.init), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w")
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"}
         done = subprocess.run(
-            (*inside, *command), stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=60
+            (*inside, *command), stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=timeout_s
         )
         return Ran(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 

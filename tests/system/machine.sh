@@ -3,7 +3,7 @@
 #
 #   machine.sh WORK CHECKOUT BUNDLE PYTHON SITE VERSION
 #
-# WORK: an empty folder. PYTHON: where Python VERSION is installed; SITE: its packages. Ended by killing the process.
+# WORK: an empty folder. BUNDLE: `none` for a machine without the agent. PYTHON: where Python VERSION is installed; SITE: its packages. Ended by killing the process.
 set -eu
 
 if [ "${inside:-}" = "" ]; then
@@ -64,33 +64,35 @@ done
 printf '[Unit]\nRequires=basic.target\nAllowIsolate=yes\n' >"$root/etc/systemd/system/machine.target"
 
 # The agent, as a package would put it.
-opt=$root/opt/edge-ocr
-release=$opt/releases/checkout
-mkdir -p "$opt/python" "$opt/src" "$release/venv/bin" "$release/venv/lib/python$version/site-packages" "$release/bundle"
-ln -s releases/checkout "$opt/current"
-mount --bind "$python" "$opt/python"
-mount --bind "$checkout" "$opt/src"
-mount --bind "$site" "$release/venv/lib/python$version/site-packages"
-mount --bind "$bundle" "$release/bundle"
-ln -s "/opt/edge-ocr/python/bin/python$version" "$release/venv/bin/python"
-printf 'home = /opt/edge-ocr/python/bin\n' >"$release/venv/pyvenv.cfg"
-cat >"$release/venv/bin/edge-ocr" <<'END'
+if [ "$bundle" != none ]; then
+    opt=$root/opt/edge-ocr
+    release=$opt/releases/checkout
+    mkdir -p "$opt/python" "$opt/src" "$release/venv/bin" "$release/venv/lib/python$version/site-packages" "$release/bundle"
+    ln -s releases/checkout "$opt/current"
+    mount --bind "$python" "$opt/python"
+    mount --bind "$checkout" "$opt/src"
+    mount --bind "$site" "$release/venv/lib/python$version/site-packages"
+    mount --bind "$bundle" "$release/bundle"
+    ln -s "/opt/edge-ocr/python/bin/python$version" "$release/venv/bin/python"
+    printf 'home = /opt/edge-ocr/python/bin\n' >"$release/venv/pyvenv.cfg"
+    cat >"$release/venv/bin/edge-ocr" <<'END'
 #!/opt/edge-ocr/current/venv/bin/python
 import sys
 sys.path.insert(0, "/opt/edge-ocr/src")
 from agent.__main__ import main
 main()
 END
-chmod 755 "$release/venv/bin/edge-ocr"
-cp "$checkout"/systemd/*.service "$checkout"/systemd/*.socket "$checkout"/systemd/*.target "$root/etc/systemd/system/"
-cp "$checkout/systemd/edge-ocr.sysusers" "$root/usr/lib/sysusers.d/edge-ocr.conf"
-cp "$checkout/systemd/edge-ocr.tmpfiles" "$root/usr/lib/tmpfiles.d/edge-ocr.conf"
-for unit in worker uplink provision; do # a Python that was built for another place finds its library here
-    mkdir "$root/etc/systemd/system/edge-ocr-$unit.service.d"
-    printf '[Service]\nEnvironment=LD_LIBRARY_PATH=/opt/edge-ocr/python/lib\n' \
-        >"$root/etc/systemd/system/edge-ocr-$unit.service.d/python.conf"
-done
-mkdir -p "$root/etc/edge-ocr"
+    chmod 755 "$release/venv/bin/edge-ocr"
+    cp "$checkout"/systemd/*.service "$checkout"/systemd/*.socket "$checkout"/systemd/*.target "$root/etc/systemd/system/"
+    cp "$checkout/systemd/edge-ocr.sysusers" "$root/usr/lib/sysusers.d/edge-ocr.conf"
+    cp "$checkout/systemd/edge-ocr.tmpfiles" "$root/usr/lib/tmpfiles.d/edge-ocr.conf"
+    for unit in worker uplink provision; do # a Python that was built for another place finds its library here
+        mkdir "$root/etc/systemd/system/edge-ocr-$unit.service.d"
+        printf '[Service]\nEnvironment=LD_LIBRARY_PATH=/opt/edge-ocr/python/lib\n' \
+            >"$root/etc/systemd/system/edge-ocr-$unit.service.d/python.conf"
+    done
+    mkdir -p "$root/etc/edge-ocr"
+fi
 
 cd "$root"
 mkdir -p old

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.command import Ran
 from tests.system.branch import until
+from tests.system.roots import with_python
 
 SCRIPT = Path(__file__).with_suffix(".sh")
 OLD_S = 7 * 86400
@@ -46,22 +47,16 @@ def debian() -> Path:
 
 
 @contextmanager
-def in_memory(folder: Path) -> Iterator[Path]:
-    """Have a folder be in memory: an installation waits for its disk, and others write to this machine's."""
+def unpacked(folder: Path) -> Iterator[Path]:
+    """Give a bare box's files; in memory, as an installation waits for its disk, and others write to this machine's."""
+    archive = with_python()
     subprocess.run(("mount", "-t", "tmpfs", "tmpfs", folder), check=True)
     try:
+        # The script brings devices.
+        subprocess.run(("tar", "-xf", archive, "-C", folder, "--exclude=./dev/*"), check=True, stdin=subprocess.DEVNULL)
         yield folder
     finally:
         subprocess.run(("umount", "--lazy", folder), check=True)
-
-
-def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a box's files into a folder."""
-    folder.mkdir()
-    subprocess.run(
-        ("tar", "-xf", archive, "-C", folder, "--exclude=./dev/*"), check=True, stdin=subprocess.DEVNULL
-    )  # the script brings devices
-    return folder
 
 
 class Root:

@@ -32,6 +32,7 @@ mount -t tmpfs tmpfs "$root/dev/shm"
 if [ "$python" != "" ]; then
     rm -f "$root"/usr/bin/python3*
     mkdir -p "$root$python"
+    chmod 755 "$root/root" # where the interpreter may be: other users run it too
     mount --bind -o ro "$python" "$root$python"
     ln -s "$python/bin/python3.10" "$root/usr/bin/python3.10"
     ln -s python3.10 "$root/usr/bin/python3"
