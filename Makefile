@@ -13,7 +13,8 @@ BENCH_ARGS ?=
 FONTS := fonts-arphic-ukai fonts-arphic-uming fonts-dejavu-core fonts-liberation fonts-wqy-zenhei
 GROUPS := convert,compress,onnx,pack,postgres,dev
 PROGRAMS := dosfstools ffmpeg g++ g++-aarch64-linux-gnu gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good \
-	gstreamer1.0-plugins-ugly mosquitto mosquitto-clients openssl postgresql python3-gi qemu-user sane-utils strace systemd
+	gstreamer1.0-plugins-ugly mmdebstrap mosquitto mosquitto-clients openssl postgresql python3-gi qemu-user \
+	sane-utils strace systemd
 ENGINE := aardvark-dns crun mmdebstrap netavark podman
 TARGET ?= aarch64
 PYTHON ?= 3.11

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +14,6 @@ from tests.system.branch import until
 from tests.system.roots import with_python
 
 SCRIPT = Path(__file__).with_suffix(".sh")
-OLD_S = 7 * 86400
-"""The files are fetched anew after so long."""
 
 
 def why_not() -> str:
@@ -27,23 +24,6 @@ def why_not() -> str:
         return "mmdebstrap is missing: apt-get install mmdebstrap"
     tried = subprocess.run(("unshare", "--mount", "--pid", "--fork", "--net", "true"), capture_output=True)
     return "" if tried.returncode == 0 else f"no namespaces here: {tried.stderr.decode().strip()}"
-
-
-def debian() -> Path:
-    """Return a bare Debian 12 as an archive, kept for a week: `python3` is all that is in it beside the least."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-ocr-tests"
-    kept = cache / "debian-12-python3.tar"
-    if not kept.exists() or time.time() - kept.stat().st_mtime > OLD_S:
-        cache.mkdir(parents=True, exist_ok=True)
-        fresh = cache / f".{os.getpid()}.tar"
-        made = subprocess.run(
-            ("mmdebstrap", "--variant=minbase", "--include=python3", "bookworm", fresh),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-        )
-        assert made.returncode == 0, made.stderr.decode(errors="replace")[-2000:]
-        fresh.replace(kept)
-    return kept
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.command import ROOT
 
 HOME = ROOT / "build" / "roots"
+RELEASE = "bookworm"
 LEFT_OUT = ("doc/*", "info/*", "lintian/*", "locale/*", "man/*")
 """What Debian's slim image leaves out below /usr/share; of doc it keeps who has the rights."""
 
@@ -20,25 +21,28 @@ _WITHOUT_PERL = (
 """mmdebstrap takes usrmerge, which brings 50 MB of Perl; debootstrap, and so Debian's image, what has no needs."""
 
 
-def slim(architecture: str = "amd64", release: str = "bookworm") -> Path:
-    """Return the archive of a system like Debian's slim image; it is made when it is missing, in a minute or two."""
+def slim(architecture: str = "amd64") -> Path:
+    """Return the archive of a Debian 12 like Debian's slim image."""
+    excluded = [f"--dpkgopt=path-exclude=/usr/share/{path}" for path in LEFT_OUT]
+    kept = "--dpkgopt=path-include=/usr/share/doc/*/copyright"
+    return _archive("slim", architecture, *excluded, kept, f"--customize-hook={_WITHOUT_PERL}")
+
+
+def with_python(architecture: str = "amd64") -> Path:
+    """Return the archive of a bare Debian 12: `python3` is all that is in it beside the least."""
+    return _archive("python3", architecture, "--include=python3")
+
+
+def _archive(name: str, architecture: str, *options: str) -> Path:
+    """Return an archive; it is made when it is missing, in a minute or two."""
     HOME.mkdir(parents=True, exist_ok=True)
-    archive = HOME / f"{release}-slim-{architecture}.tar"
+    archive = HOME / f"{RELEASE}-{name}-{architecture}.tar"
     with (HOME / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not archive.exists():
-            _make(archive, architecture, release)
+            fresh = archive.with_name(f"new-{archive.name}")
+            what = ("--quiet", "--variant=minbase", f"--architectures={architecture}", *options, RELEASE, str(fresh))
+            ran = subprocess.run(("mmdebstrap", *what), stdin=subprocess.DEVNULL, capture_output=True, timeout=500)
+            assert ran.returncode == 0, ran.stderr.decode(errors="replace")[-2000:]
+            fresh.rename(archive)
     return archive
-
-
-def _make(archive: Path, architecture: str, release: str) -> None:
-    fresh = archive.with_name(f"new-{archive.name}")
-    excluded = [f"--dpkgopt=path-exclude=/usr/share/{path}" for path in LEFT_OUT]
-    command = (
-        *("mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={architecture}"),
-        *(*excluded, "--dpkgopt=path-include=/usr/share/doc/*/copyright", f"--customize-hook={_WITHOUT_PERL}"),
-        *(release, str(fresh)),
-    )
-    ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=500)
-    assert ran.returncode == 0, ran.stderr.decode(errors="replace")
-    fresh.rename(archive)

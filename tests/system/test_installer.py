@@ -32,8 +32,8 @@ STEPS = "rename,renameat,renameat2,symlink,symlinkat,unlink,unlinkat,fsync,mkdir
 def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if reason := roots.why_not():
         pytest.skip(reason)
-    with roots.in_memory(tmp_path_factory.mktemp("debian")) as folder:
-        yield roots.unpack(roots.debian(), folder / "files")
+    with roots.unpacked(tmp_path_factory.mktemp("debian")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -51,8 +51,8 @@ def first(old: Release, shelf: Path) -> Path:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if reason := roots.why_not():
         pytest.skip(reason)
-    with roots.in_memory(tmp_path_factory.mktemp("debian")) as folder:
-        yield roots.unpack(roots.debian(), folder / "files")
+    with roots.unpacked(tmp_path_factory.mktemp("debian")) as folder:
+        yield folder
 
 
 def version(box: Root | Machine) -> str:
