@@ -26,10 +26,12 @@ class States(NamedTuple):
     Attributes:
         active: those that ran, or tried to.
         failed: those that have failed.
+        once: those that run to their end before the others.
     """
 
     active: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+    once: tuple[str, ...] = ()
 
 
 def alive() -> bool:
@@ -40,6 +42,23 @@ def alive() -> bool:
 def names(release: Path) -> list[str]:
     """Return the units that a release has."""
     return sorted(path.name for path in (release / "systemd").glob("*") if path.suffix in _KINDS)
+
+
+def runs_once(release: Path, unit: str) -> bool:
+    """Return whether a unit ends by itself: an upgrade does not run it again, and waits for nothing of it."""
+    return "\nType=oneshot\n" in (release / "systemd" / unit).read_text(encoding="utf-8")
+
+
+def lasting(release: Path) -> list[str]:
+    """Return the units of a release that stay when they are started."""
+    return [unit for unit in names(release) if not runs_once(release, unit)]
+
+
+def of_new_box(release: Path) -> States:
+    """Return what is to run on a box where nothing of ours was."""
+    units = to_start(release)
+    once = tuple(unit for unit in units if runs_once(release, unit))
+    return States(active=tuple(unit for unit in units if unit not in once), once=once)
 
 
 def look(units: Iterable[str]) -> States:
@@ -144,6 +163,8 @@ def start(states: States) -> None:
         return
     if states.failed:
         run(("systemctl", "restart", "--no-block", *states.failed), check=False)
+    for unit in states.once:
+        run(("systemctl", "start", unit), check=False)
     services, sockets, targets = (
         [unit for unit in states.active if unit.endswith(kind)] for kind in (".service", ".socket", ".target")
     )

@@ -185,12 +185,12 @@ def _take_up(release: Path, package: Package, manner: Manner, undo: ExitStack, s
     say("trying it: settings and a page")
     releases.try_out(release, package)
     current = releases.pointed_at(CURRENT)
-    before = Before(current, releases.pointed_at(PREVIOUS), services.look(services.names(current or release)))
+    before = Before(current, releases.pointed_at(PREVIOUS), services.look(services.lasting(current or release)))
     undo.callback(_end, say, f"going back to {before.current.name if before.current else 'what was there before'}")
     undo.callback(_put_back, before, manner)
     releases.begin_switch(before.current)
     _switch(release, package, before, manner)
-    services.start(_states(release, before, manner))
+    services.start(before.states if before.current is not None else services.of_new_box(release))
     releases.end_switch()
     say(f"installed: {package.about}" + ("" if services.alive() else "; it starts with the system"))
 
@@ -219,11 +219,6 @@ def _switch(release: Path, package: Package, before: Before, manner: Manner) -> 
         manner.command.symlink_to(CURRENT / "venv/bin/edge-ocr")
     releases.flush(manner.units, DROP_INS)
     services.reload()
-
-
-def _states(release: Path, before: Before, manner: Manner) -> States:
-    """Return what is to run: what ran before; on a new box what starts with the system."""
-    return before.states if before.current is not None else States(active=tuple(services.to_start(release)))
 
 
 def _put_back(before: Before, manner: Manner) -> None:
