@@ -108,6 +108,7 @@ def test_box_gets_user_directories_settings_and_units(box):
         ("multi-user.target.wants", "edge-ocr.target"),
         ("edge-ocr.target.wants", "edge-ocr-worker.service"),
         ("edge-ocr.target.wants", "edge-ocr-uplink.service"),
+        ("edge-ocr.target.wants", "edge-ocr-provision.service"),
     }
 
 

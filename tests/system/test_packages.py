@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import ROOT
+from tests.docs import shell
 from tests.pack_kit import Release, build, changed, light
 from tests.system import machine as machines
 from tests.system import root as roots
@@ -180,7 +182,34 @@ def test_service_that_was_stopped_stays_so(machine, tmp_path):
     assert (version(machine), active(machine)[:2]) == (OLD, ["active", "inactive"])
 
 
+def failed(machine: Machine, commands: str) -> tuple[list[str], str]:
+    """Run a document's commands; returns those that failed, each with its status, and all that they printed."""
+    told = "PATH=$PATH:/usr/local/bin\ncd /tmp\ntrap 'echo \"FAILED $? $BASH_COMMAND\"' ERR\n"
+    machine.write("/tmp/commands.sh", told + commands)
+    ran = machine.run("bash", "/tmp/commands.sh", timeout_s=300)
+    out = ran.out + ran.err
+    return [line.removeprefix("FAILED ") for line in out.splitlines() if line.startswith("FAILED ")], out
+
+
+def test_commands_for_operators_work(machine):
+    machine.run("systemctl", "start", UPLINK)
+    commands = shell("docs/OPERATIONS.md") + shell("docs/SECURITY.md")
+    wrong, out = failed(machine, commands)
+    # There is no broker, as both say; and no row is dead.
+    assert {line.split(" -c")[0] for line in wrong} <= {"1 edge-ocr status", "1 edge-ocr check"}, out
+    assert "broker.example" in out
+    assert Path(f"/proc/{machine.init}/root/var/lib/edge-ocr/ticket.tar.gz").exists()
+
+
 def test_uninstalling_stops_the_services(machine):
     assert machine.run("python3", INSTALL, "--uninstall", timeout_s=300).status == 0
     assert machine.run("systemctl", "list-units", "--all", "--no-legend", "edge-ocr*").out.strip() == ""
     assert machine.run("pgrep", "-f", "/opt/edge-ocr").out == ""
+
+
+def test_commands_of_installing_work(machine, first):
+    """Last: they begin with the package, and end with its removal."""
+    shutil.copyfile(first, f"/proc/{machine.init}/root/tmp/edge-ocr.run")
+    wrong, out = failed(machine, shell("docs/INSTALL.md", "box"))
+    assert set(wrong) <= {"1 edge-ocr status", "1 edge-ocr check"}, out
+    assert re.search(r"pending .* scans +10 ", out), out  # the row
