@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from agent.errors import AgentError, ExitCode
+from agent.errors import AgentError, EngineError, ExitCode
 
 TARGETS = ("x86_64", "aarch64", "portable", "paddle")
 
@@ -26,8 +26,13 @@ TARGETS = ("x86_64", "aarch64", "portable", "paddle")
 @click.option("--force", is_flag=True, help="Do every stage again.")
 def convert_command(**options: object) -> None:
     """Make a model bundle from RECIPE, such as models/ppocr-v4.toml."""
-    from converters.export import Request, convert
-    from converters.meter import Meter
+    try:
+        from converters.export import Request, convert
+        from converters.meter import Meter
+    except ModuleNotFoundError as error:  # on a box, say, whose package has none of it
+        raise EngineError(
+            f"{error.name} is missing: pip install 'edge-ocr-agent[convert]', and not on the box"
+        ) from error
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else a job's temporary files would stay
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import subprocess
+from email.utils import formatdate
 from pathlib import Path
 
 from agent.errors import PackageError
@@ -14,10 +16,11 @@ from agent.install.places import NAME, RELEASES
 SCRIPTS = Path(__file__).with_name("debian")
 ARCHITECTURES = {"aarch64": "arm64", "x86_64": "amd64"}
 TIMEOUT_S = 1800
+_MAINTAINER = "Edge OCR maintainers <maintainers@localhost>"
 _CONTROL = """Package: {name}
 Version: {version}
 Architecture: {architecture}
-Maintainer: Edge OCR maintainers <maintainers@localhost>
+Maintainer: {maintainer}
 Installed-Size: {kilobytes}
 Depends: python{python}, libc6 (>= 2.35), libstdc++6, libgcc-s1, zlib1g, passwd
 Recommends: systemd
@@ -28,7 +31,8 @@ Description: reads pages on small machines, text out
  Takes pages from folders, scanners, cameras and over HTTP, reads them
  without a network and within a memory limit, and sends the text over MQTT.
  .
- This package: Python {python}, {engine}, models {bundle}.
+ This package is for Python {python}, with {engine},
+ and models {bundle}.
 """
 
 
@@ -70,13 +74,33 @@ def _lay_out(tree: Path, root: Path, package: Package) -> None:
     documents = root / "usr/share/doc" / NAME
     documents.mkdir(parents=True)
     (documents / "copyright").write_text(_COPYRIGHT)
+    changes = _CHANGES.format(
+        name=NAME, version=package.version, maintainer=_MAINTAINER, date=formatdate(package.epoch)
+    )
+    (documents / "changelog.gz").write_bytes(gzip.compress(changes.encode(), mtime=package.epoch))
+    overrides = root / "usr/share/lintian/overrides" / NAME
+    overrides.parent.mkdir(parents=True)
+    overrides.write_text("".join(f"{NAME}: {tag}\n" for tag in _BY_DESIGN))
 
 
+_CHANGES = """{name} ({version}) unstable; urgency=medium
+
+  * What is new: /opt/edge-ocr/current/README.md and the project's CHANGELOG.
+
+ -- {maintainer}  {date}
+"""
+_BY_DESIGN = (
+    *("dir-or-file-in-opt", "unusual-interpreter", "command-with-path-in-maintainer-script"),  # a release is below /opt
+    *("embedded-library", "unstripped-binary-or-object", "shared-library-lacks-prerequisites"),  # wheels, as they come
+    *("library-not-linked-against-libc", "national-encoding", "script-not-executable"),  # likewise
+    *("bogus-mail-host", "bogus-mail-host-in-debian-changelog"),
+)
+"""What lintian warns of and is meant so."""
 _COPYRIGHT = """Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 Upstream-Name: edge-ocr-agent
 
 Files: *
-Copyright: Edge OCR maintainers
+Copyright: 2026 Edge OCR maintainers
 License: Apache-2.0
  On Debian systems the full text of the Apache License, version 2.0, is in
  /usr/share/common-licenses/Apache-2.0. The Python packages below
@@ -86,7 +110,13 @@ License: Apache-2.0
 
 def _control(folder: Path, package: Package, architecture: str) -> None:
     folder.mkdir()
-    values = {"name": NAME, "version": package.version, "architecture": architecture, "python": package.python}
+    values = {
+        "name": NAME,
+        "maintainer": _MAINTAINER,
+        "version": package.version,
+        "architecture": architecture,
+        "python": package.python,
+    }
     more = {"kilobytes": package.bytes // 1024, "engine": package.engine, "bundle": package.bundle}
     (folder / "control").write_text(_CONTROL.format(**values, **more))
     for script in sorted(SCRIPTS.iterdir()):

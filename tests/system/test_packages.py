@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.install.package import encode
 from tests.command import ROOT
 from tests.docs import shell
 from tests.pack_kit import Release, build, changed, light
@@ -99,6 +100,10 @@ def others(release: Release, folder: Path) -> tuple[Path, Path]:
     return newer.run_file(folder), changed(release, folder / "broken", "0.3.0", heavy).run_file(folder)
 
 
+def test_release_is_the_same_each_time(old, portable_path, tmp_path):
+    assert encode(build(tmp_path, HERE, "3.11", portable_path).package) == encode(old.package)
+
+
 def test_package_goes_all_its_ways_in_debian_12(files, old, first, tmp_path):
     with Root(tmp_path / "box", files) as box:
         assert_goes_all_its_ways(box, first, *others(old, tmp_path))
@@ -127,7 +132,7 @@ def machine(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
     try:
         ran = install(machine, first)
         assert ran[0] == 0, ran
-        machine.write(f"/etc/systemd/system/{WORKER}.d/soon.conf", "[Service]\nTimeoutStartSec=5\n")
+        machine.write(f"/etc/systemd/system/{WORKER}.d/soon.conf", "[Service]\nTimeoutStartSec=3\n")
         machine.run("systemctl", "daemon-reload")
         yield machine
     finally:
