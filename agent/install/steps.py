@@ -7,10 +7,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from agent.errors import BusyError, InstallError
+from agent.errors import AgentError, BusyError, InstallError
 from agent.install import package as packages
 from agent.install import release as releases
 from agent.install import services, system
@@ -144,10 +145,9 @@ def leave() -> None:
 
 def _take_away(manner: Manner) -> None:
     """Stop the services, and remove units and links."""
-    services.stop(services.look(services.installed(manner)).active)
-    services.remove(manner)
+    _clear(manner)
     services.reload()
-    for link in (manner.command, CURRENT, PREVIOUS, SWITCHING):
+    for link in (CURRENT, PREVIOUS, SWITCHING):
         link.unlink(missing_ok=True)
 
 
@@ -186,8 +186,7 @@ def _take_up(release: Path, package: Package, manner: Manner, undo: ExitStack, s
     releases.try_out(release, package)
     current = releases.pointed_at(CURRENT)
     before = Before(current, releases.pointed_at(PREVIOUS), services.look(services.lasting(current or release)))
-    undo.callback(_end, say, f"going back to {before.current.name if before.current else 'what was there before'}")
-    undo.callback(_put_back, before, manner)
+    undo.callback(_put_back, before, manner, say)
     releases.begin_switch(before.current)
     _switch(release, package, before, manner)
     services.start(before.states if before.current is not None else services.of_new_box(release))
@@ -211,7 +210,7 @@ def _switch(release: Path, package: Package, before: Before, manner: Manner) -> 
         releases.point(PREVIOUS, before.current)
     releases.point(CURRENT, release)
     services.put(release, manner)
-    releases.write_drop_ins(release, DROP_INS)
+    _drop_ins(release)
     if before.current is None:
         services.enable(release, services.to_start(release), manner)
     manner.command.parent.mkdir(parents=True, exist_ok=True)
@@ -221,25 +220,34 @@ def _switch(release: Path, package: Package, before: Before, manner: Manner) -> 
     services.reload()
 
 
-def _put_back(before: Before, manner: Manner) -> None:
-    """Have everything as it was before a switch. What cannot be started again is left to systemd, which tries on."""
-    if before.current is None:
-        services.stop(services.look(services.installed(manner)).active)
-        services.remove(manner)
-        manner.command.unlink(missing_ok=True)
-    releases.point(CURRENT, before.current)
+def _put_back(before: Before, manner: Manner, say: Say) -> None:
+    """Have everything as it was before a switch: as much of it as can be, and the links in any case."""
+    old = before.current
+    say(f"going back to {old.name if old else 'what was there before'}")
+    releases.point(CURRENT, old)
     releases.point(PREVIOUS, before.previous)
-    if before.current is not None:
-        services.put(before.current, manner)
-        releases.write_drop_ins(before.current, DROP_INS)
-    services.reload()
-    if before.current is not None:
-        services.start(before.states)
+    steps: list[Callable[[], None]] = [services.reload, partial(services.start, before.states)]
+    if old is None:
+        steps.insert(0, partial(_clear, manner))
+    else:
+        steps[:0] = [partial(services.put, old, manner), partial(_drop_ins, old)]
+    for step in steps:
+        try:
+            step()
+        except (AgentError, OSError) as error:
+            say(f"on the way back: {error}")
     releases.end_switch()
 
 
-def _end(say: Say, what: str) -> None:
-    say(what)
+def _clear(manner: Manner) -> None:
+    """Stop and take away what a first installation has put in place."""
+    services.stop(services.look(services.installed(manner)).active)
+    services.remove(manner)
+    manner.command.unlink(missing_ok=True)
+
+
+def _drop_ins(release: Path) -> None:
+    releases.write_drop_ins(release, DROP_INS)
 
 
 @contextmanager
