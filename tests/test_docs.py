@@ -69,7 +69,7 @@ def alarms() -> set[str]:
     outbox = text_of("agent/outbox/outbox.py")
     outbox = outbox[outbox.index("alarms = {") :]
     words |= set(re.findall(r'^            "(\w+)":', outbox[: outbox.index("}")], re.MULTILINE))
-    return words | {"worker", "readonly", "failing"}
+    return words | {"worker", "readonly", "failing", "damaged"}
 
 
 def test_operations_has_a_row_for_every_alarm():

@@ -33,7 +33,7 @@ _SLOW = "it works, but a backlog is sent slowly: raise max_inflight_messages at 
 _KEEPS = "commands and receipts for a device that is away longer are lost, and asked for again: raise it at the broker"
 _LARGE = "larger results are put aside as too_large: raise max_packet_size at the broker"
 _RETAIN = "devices do not learn which collectors are online: let the broker keep retained messages"
-_ACL = "the broker's ACL: let the device write and read below {topic}#, and read {collectors}"
+_ACL = "the broker's ACL: allow what docs/PROTOCOL.md lists below {topic}, and to read {collectors}"
 
 
 def look(subject: Subject) -> Iterator[Finding]:

@@ -77,7 +77,7 @@ def _unit(subject: Subject, name: str, unit: dict[str, str]) -> Iterator[Finding
     elif restarts > MANY:
         yield Finding("warn", "units", f"{said}; started again {restarts} times", f"{log} says why")
     elif wanted and active != "active":
-        yield Finding("warn", "units", said, f"systemctl enable --now {name}, and restart edge-ocr.target")
+        yield Finding("warn", "units", said, f"systemctl enable {name}, then systemctl restart edge-ocr.target")
     elif wanted and name.endswith(".service") and unit.get("UnitFileState") == "disabled":
         yield Finding("warn", "units", f"{said}: it does not start with the machine", f"systemctl enable {name}")
     elif wanted:
