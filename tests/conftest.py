@@ -16,6 +16,8 @@ from tests.command import EDGE_OCR, environment, run
 os.environ["EDGE_OCR_LITE"] = "off"
 
 BUILD = Path(__file__).parent.parent / "models" / "build"
+LONGEST = ("test_torture.py", "test_packages.py", "test_installer.py", "test_uplink_faults.py", "test_provision.py")
+"""Below tests/system, the longest first."""
 
 # Examples must not depend on the day's luck, and a busy machine is no failure. For luck: --hypothesis-profile=deep
 settings.register_profile("suite", deadline=None, derandomize=True)
@@ -77,7 +79,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("system")
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(600))
-    items.sort(key=lambda item: item.get_closest_marker("system") is not None)
+    # The longest first, so that no process is left with one of them at the end.
+    longest = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(
+        key=lambda item: (
+            longest.get(item.path.name, len(LONGEST)) + 1 if item.get_closest_marker("system") is not None else 0
+        )
+    )
 
 
 @pytest.fixture

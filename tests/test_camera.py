@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from agent import check
+from agent.check import sources
+from agent.check.finding import Subject
 from agent.clock import Clock
 from agent.config import AgentConfig, OutboxConfig, load
 from agent.errors import ConfigError, ExitCode
@@ -25,7 +26,7 @@ from agent.outbox import Outbox
 from agent.source_config import CameraConfig
 from agent.sources.camera import feed
 from agent.sources.camera import source as camera
-from agent.sources.camera.device import PRESETS, limits_of, task_of, unstable
+from agent.sources.camera.device import PRESETS, limits_of, needs_mb, task_of, unstable
 from agent.sources.camera.gate import Gate
 from agent.sources.camera.source import CameraSource
 from agent.worker import Worker
@@ -483,13 +484,13 @@ def test_check_opens_the_camera(tmp_path):
     film = films.write(tmp_path / "film.avi", films.noisy(films.still(A, 1)))
     (tmp_path / "agent.toml").write_text(SETTINGS.format(home=tmp_path, device=film))
     config = load(tmp_path / "agent.toml", AgentConfig)
-    subject = check.Subject(config, check.Scanners(()))
-    (found,) = check._camera(subject, config.source[0])
+    subject = Subject(config, tmp_path / "agent.toml", time.time())
+    (found,) = sources.look(subject)
     assert (found.level, found.said) == ("ok", f"{film}: {films.WIDTH}x{films.HEIGHT}")
     film.unlink()
-    (found,) = check._camera(subject, config.source[0])
+    (found,) = sources.look(subject)
     assert (found.level, found.said.split(";")[0]) == ("fail", f"{film}: no such device")
-    assert check._need_mb(config.source[0]) > 60
+    assert needs_mb(config.source[0]) > 60
 
 
 @pytest.mark.parametrize(

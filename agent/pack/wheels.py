@@ -92,7 +92,7 @@ def _uv(command: Sequence[str | Path]) -> None:
     Raises:
         PackageError: it is missing, fails, or takes too long.
     """
-    words = (_find_uv(), *command, "--no-config", "--quiet", "--color", "never")
+    words = (_find_uv(), *command, "--no-config", "--system-certs", "--quiet", "--color", "never")
     try:
         ran = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
