@@ -485,10 +485,10 @@ def test_check_opens_the_camera(tmp_path):
     (tmp_path / "agent.toml").write_text(SETTINGS.format(home=tmp_path, device=film))
     config = load(tmp_path / "agent.toml", AgentConfig)
     subject = Subject(config, tmp_path / "agent.toml", time.time())
-    (found,) = sources.look(subject)
+    found, *_ = sources.look(subject)
     assert (found.level, found.said) == ("ok", f"{film}: {films.WIDTH}x{films.HEIGHT}")
     film.unlink()
-    (found,) = sources.look(subject)
+    found, *_ = sources.look(subject)
     assert (found.level, found.said.split(";")[0]) == ("fail", f"{film}: no such device")
     assert needs_mb(config.source[0]) > 60
 
