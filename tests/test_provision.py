@@ -100,6 +100,17 @@ def test_settings_before_are_kept_and_no_secret_is_in_what_others_may_read(here,
         assert made.key.encode() not in content or name == "etc/keys/key.pem"
 
 
+def test_settings_changed_by_hand_are_kept_though_their_name_of_today_is_taken(here):
+    here.put(COMMON, PLAIN)
+    for text in (here.box.config.read_text(), 'device = "changed by hand"\n'):
+        here.box.config.write_text(text)
+        here.box.record.unlink(missing_ok=True)
+        said = apply.given(here.box, ME, here.stick)
+    kept = re.search(r"the settings before are (\S+)", said)[1]
+    assert Path(kept).read_text() == 'device = "changed by hand"\n'
+    assert len(list(here.box.home.glob("agent.toml.before-*"))) == 2
+
+
 def test_box_without_settings_takes_them(here, root):
     here.box.config.unlink()
     here.put(COMMON, PLAIN)

@@ -186,7 +186,7 @@ def plan(box: Box, medium: Medium, asked: Request) -> Change:
     device = asked.config.device
     certificate = next((key.content for key in asked.keys if key.name == "cert.pem"), None)
     return Change(
-        backup=f"{box.config.name}.before-{at[:10]}-{asked.digest[:8]}" if box.config.exists() else "",
+        backup=boxes.free(box, f"{box.config.name}.before-{at[:10]}-{asked.digest[:8]}") if box.config.exists() else "",
         pieces=_pieces(box, asked),
         record=Record(asked.digest, device, f"{medium.label}: {', '.join(asked.files)}", at),
         again=asked.again,

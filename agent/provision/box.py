@@ -188,6 +188,14 @@ def alone(box: Box) -> Iterator[None]:
         os.close(number)
 
 
+def free(box: Box, name: str) -> str:
+    """Return a name that nothing beside the settings has: this one, or with a number behind it."""
+    found, number = name, 2
+    while os.path.lexists(box.home / found):
+        found, number = f"{name}-{number}", number + 1
+    return found
+
+
 # ------------------------------------------------------------------------------------------------ the journal
 
 
@@ -221,7 +229,7 @@ def make(box: Box, change: Change) -> None:
         OSError: one cannot be written; called again it goes on.
     """
     if change.backup:
-        with contextlib.suppress(FileExistsError):  # from the time before it was cut short
+        with contextlib.suppress(FileExistsError):  # made by this change, before it was cut short: the name was free
             os.link(box.config, box.home / change.backup)
     for piece in change.pieces:
         put(Path(piece.path), piece.content, piece.mode)
