@@ -183,6 +183,13 @@ def test_whole_package_is_verified(package):
     assert re.fullmatch(r"whole: \d+ files, 0 MB as package.json says\n", sh(package, "--verify").out)
 
 
+def test_modules_that_lie_where_the_caller_is_are_not_taken(package, tmp_path):
+    for module in ("tarfile", "lzma", "sys"):
+        (tmp_path / f"{module}.py").write_text("raise SystemExit('a stranger')\n")
+    ran = run(("sh", package, "--verify"), cwd=tmp_path)
+    assert (ran.status, ran.err) == (0, ""), ran
+
+
 def offset(package: Path) -> int:
     return int(re.search(rb"offset=(\d+)", package.read_bytes())[1])
 

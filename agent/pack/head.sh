@@ -23,18 +23,18 @@ It needs $target and Python $python as /usr/bin/python$python (apt-get install p
 END
 }
 
-# Print the Python to work with: the one that the agent will run on; to look and unpack only, any that is there.
+# Print the Python to work with, always called with -I, lest it take modules from where the caller happens to be: the one that the agent will run on; to look and unpack only, any that is there.
 find_python() {
     modules='import ctypes, fcntl, hashlib, json, lzma, sqlite3, ssl, tarfile, zoneinfo'
     for found in "/usr/bin/python$python" $1; do
-        if [ -x "$(command -v "$found")" ] && "$found" -c "$modules" </dev/null >/dev/null 2>&1; then
+        if [ -x "$(command -v "$found")" ] && "$found" -I -c "$modules" </dev/null >/dev/null 2>&1; then
             printf '%s\n' "$found" && return
         fi
     done
     if [ -x "/usr/bin/python$python" ]; then
         fail "/usr/bin/python$python lacks parts of its library: apt-get install python$python" 69
     fi
-    here=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null </dev/null) || here=none
+    here=$(python3 -I -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null </dev/null) || here=none
     fail "Python $python is needed as /usr/bin/python$python, and Python here is $here: apt-get install python$python, \
 or take a package that was made with --python $here" 69
 }
@@ -56,9 +56,10 @@ fi
 interpreter=$(find_python "$others")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
-"$interpreter" - "$0" "$offset" "$work" <<'END'
+"$interpreter" -I - "$0" "$offset" "$work" <<'END'
 # Unpacks the installer itself; it unpacks the rest, and looks whether each file is as the manifest says.
 import sys, tarfile
 package, offset, work = sys.argv[1:]
@@ -71,5 +72,5 @@ with open(package, "rb") as file:
             archive.extract(member, work)
 END
 status=0
-"$interpreter" "$work/install.py" --package "$0" --offset "$offset" "$@" || status=$?
+"$interpreter" -I "$work/install.py" --package "$0" --offset "$offset" "$@" || status=$?
 exit "$status"
