@@ -102,7 +102,10 @@ def _extract(given: argparse.Namespace) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    try:
+        print(line, flush=True)
+    except OSError:  # nobody listens any more: that is no reason to stop halfway
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as this runs
 
 
 def _failed(why: str, code: ExitCode) -> int:

@@ -13,6 +13,8 @@ PREVIOUS = OPT / "previous"
 """The link to the release before, for `--rollback`."""
 SWITCHING = OPT / "switching"
 """A link to the release that ran when a switch began, or to NOTHING; it is there only while one lasts."""
+BEFORE_SWITCHING = OPT / "before-switching"
+"""Likewise the link to the release before that one."""
 NOTHING = "nothing"
 
 CONFIG_DIR = Path("/etc/edge-ocr")

@@ -12,7 +12,7 @@ from pathlib import Path
 from agent.errors import ConfigError, InstallError, PackageError
 from agent.install import package as packages
 from agent.install.package import Package
-from agent.install.places import CURRENT, NOTHING, OPT, PREVIOUS, RELEASES, SETTINGS, SWITCHING, USER
+from agent.install.places import BEFORE_SWITCHING, CURRENT, NOTHING, OPT, PREVIOUS, RELEASES, SETTINGS, SWITCHING, USER
 from agent.install.system import run
 
 PYTHON = "venv/bin/python"
@@ -55,22 +55,37 @@ def flush(*folders: Path) -> None:
     run(("sync", "--file-system", *folders))
 
 
-def begin_switch(old: Path | None) -> None:
-    """Note what ran before a switch, for whoever comes after a loss of power."""
+def put(path: Path, content: bytes) -> None:
+    """Write a file for all to read, whole or not at all; it lasts when this returns."""
+    fresh = path.with_name(f".{path.name}.new")
+    with fresh.open("wb") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    synchronize(path.parent)
+
+
+def begin_switch(old: Path | None, older: Path | None) -> None:
+    """Note what ran before a switch, and before that, for whoever comes after a loss of power."""
+    point(BEFORE_SWITCHING, older or OPT / NOTHING)
     point(SWITCHING, old or OPT / NOTHING)
 
 
 def end_switch() -> None:
     """Note that a switch is over."""
     point(SWITCHING, None)
+    point(BEFORE_SWITCHING, None)
 
 
 def recover() -> bool:
-    """Go back to what ran before a switch that was cut off; return whether there was one."""
+    """Have the links as before a switch that was cut off; return whether there was one, which is to be ended then."""
     if not SWITCHING.is_symlink():
         return False
     point(CURRENT, pointed_at(SWITCHING))
-    end_switch()
+    if BEFORE_SWITCHING.is_symlink():  # older installers did not note it
+        point(PREVIOUS, pointed_at(BEFORE_SWITCHING))
     return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,14 +24,21 @@ class States(NamedTuple):
     """How services were before.
 
     Attributes:
-        active: those that ran, or tried to.
+        active: those that ran.
         failed: those that have failed.
         once: those that run to their end before the others.
+        trying: those that were about to run, or fail and are tried again and again: nobody waits for them.
     """
 
     active: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     once: tuple[str, ...] = ()
+    trying: tuple[str, ...] = ()
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Those that have a process, or get one."""
+        return (*self.active, *self.trying)
 
 
 def alive() -> bool:
@@ -66,8 +73,16 @@ def look(units: Iterable[str]) -> States:
     if not alive():
         return States()
     states = {unit: _state(unit) for unit in units}
-    active = tuple(unit for unit, state in states.items() if state in ("active", "activating", "reloading"))
-    return States(active, tuple(unit for unit, state in states.items() if state == "failed"))
+    active, failed, trying = (
+        tuple(unit for unit, state in states.items() if state in wanted)
+        for wanted in (("active", "reloading"), ("failed",), ("activating",))
+    )
+    return States(active=active, failed=failed, trying=trying)
+
+
+def only(states: States, units: Container[str]) -> States:
+    """Return the states of some units alone."""
+    return States(*(tuple(unit for unit in named if unit in units) for named in states))
 
 
 def put(release: Path, manner: Manner) -> None:
@@ -80,8 +95,8 @@ def put(release: Path, manner: Manner) -> None:
         fresh.chmod(0o644)
         fresh.replace(manner.units / unit)
     for unit in installed(manner):
-        if unit not in wanted:
-            disable(unit)
+        if unit not in wanted:  # links that have it started stay, for the way back
+            stop((unit,))
             (manner.units / unit).unlink()
 
 
@@ -90,6 +105,8 @@ def remove(manner: Manner) -> None:
     for unit in installed(manner):
         disable(unit)
         (manner.units / unit).unlink()
+    for link in DROP_INS.glob("*.wants/edge-ocr*"):  # of units that a later release had no more
+        disable(link.name)
     for drop_in in DROP_INS.glob(f"edge-ocr*.d/{DROP_IN}"):
         drop_in.unlink()
         _remove_empty(drop_in.parent)
@@ -159,6 +176,12 @@ def start(states: States) -> None:
     Raises:
         InstallError: one does not get ready, or ends right after; the message has the last that it said.
     """
+    for failure in starting(states):
+        raise failure
+
+
+def starting(states: States) -> Iterator[InstallError]:
+    """Do the same, and give what fails; whoever asks for the next has the others started nevertheless."""
     if not alive():
         return
     if states.failed:
@@ -168,26 +191,36 @@ def start(states: States) -> None:
     services, sockets, targets = (
         [unit for unit in states.active if unit.endswith(kind)] for kind in (".service", ".socket", ".target")
     )
-    stop(services)  # a socket cannot be opened anew while its service has it
-    if sockets:
-        run(("systemctl", "restart", *sockets))
-    for unit in services:  # in turn, so that a message names the one
-        try:
-            run(("systemctl", "start", unit), timeout_s=_START_S)
-        except InstallError as error:
-            raise InstallError(f"{unit} does not get ready: {_last_words(unit)}") from error
+    stop((*services, *states.trying))  # a socket cannot be opened anew while its service has it
+    ready = []
+    for unit in (*sockets, *services):  # in turn, so that a message names the one
+        if failure := _begin(unit):
+            yield failure
+        else:
+            ready.append(unit)
+    if states.trying:  # they did not run before either
+        run(("systemctl", "start", "--no-block", *states.trying), check=False)
     for target in targets:  # one that is active would start what somebody has stopped
-        if _state(target) != "active":
-            run(("systemctl", "start", target), timeout_s=_START_S)
-    _stay(services)
+        if _state(target) != "active" and (failure := _begin(target)):
+            yield failure
+    yield from _staying([unit for unit in ready if unit in services])
 
 
-def _stay(services: list[str]) -> None:
+def _begin(unit: str) -> InstallError | None:
+    """Start a unit, a socket anew, and wait until it is ready; return why it is not."""
+    try:
+        run(("systemctl", "restart" if unit.endswith(".socket") else "start", unit), timeout_s=_START_S)
+    except InstallError:
+        return InstallError(f"{unit} does not get ready: {_last_words(unit)}")
+    return None
+
+
+def _staying(services: list[str]) -> Iterator[InstallError]:
     restarts = {unit: _restarts(unit) for unit in services}
     time.sleep(STEADY_S if services else 0)
     for unit in services:
         if _state(unit) != "active" or _restarts(unit) != restarts[unit]:
-            raise InstallError(f"{unit} ends right after its start: {_last_words(unit)}")
+            yield InstallError(f"{unit} ends right after its start: {_last_words(unit)}")
 
 
 def _state(unit: str) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from agent.install import release as releases
 from agent.install import services, system
 from agent.install.package import Package
 from agent.install.places import (
+    BEFORE_SWITCHING,
     CACHE_DIR,
     CONFIG_DIR,
     CURRENT,
@@ -81,11 +81,10 @@ def install(source: Source, say: Say) -> None:
         release, fresh = releases.find(package), False
         if release is None:
             release, fresh = _unpacked(source, say), True
-        with ExitStack() as undo:
+        with _or_back() as undo:
             if fresh:
                 undo.callback(packages.remove, release)
             _take_up(release, package, RUN, undo, say)
-            undo.pop_all()
         releases.clear_away()
 
 
@@ -100,40 +99,48 @@ def configure(folder: Path, say: Say) -> None:
     with _alone():
         _recover(DEB, say)
         releases.compile_all(folder, folder)
-        with ExitStack() as undo:
+        with _or_back() as undo:
             _take_up(folder, package, DEB, undo, say)
-            undo.pop_all()
         releases.clear_away()
 
 
 def roll_back(say: Say) -> None:
-    """Go back to the release before; it becomes the other one's "before".
+    """Go back to the release before; it becomes the other one's "before". A switch that was cut off is taken back instead.
 
     Raises:
         AgentError: there is none, or it does not run any more.
     """
     with _alone():
         manner = _manner()
-        _recover(manner, say)
+        if _recover(manner, say):  # that was the way back
+            services.start(services.look(services.installed(manner)))
+            return
         release = releases.pointed_at(PREVIOUS)
         if release is None or release == releases.pointed_at(CURRENT):
             raise InstallError("there is no release before this one to go back to")
         package = packages.verify(release)
-        with ExitStack() as undo:
+        with _or_back() as undo:
             _take_up(release, package, manner, undo, say)
-            undo.pop_all()
 
 
 def uninstall(say: Say, *, purge: bool) -> None:
-    """Remove everything but settings and data; with purge these as well."""
+    """Remove everything but settings and data; with purge these as well.
+
+    Raises:
+        InstallError: it was not installed so, or settings and data are on a disk of their own; nothing is removed. Or
+            something cannot be removed; the message has it.
+    """
     if system.installed_by_dpkg():
         raise InstallError(f"installed as a Debian package: apt-get {'purge' if purge else 'remove'} {NAME}")
+    if purge:
+        system.require_no_other_disk(CONFIG_DIR, STATE_DIR)
     with _alone():
         _take_away(RUN)
-        for folder in (OPT, CACHE_DIR):
-            shutil.rmtree(folder, ignore_errors=True)
+        left = system.remove_all((OPT, CACHE_DIR))
     if purge:
-        _purge()
+        left += _purge()
+    if left:
+        raise InstallError(f"removed, but for {', '.join(left)}: remove that yourself")
     say("removed, with settings and data" if purge else f"removed; {CONFIG_DIR} and {STATE_DIR} stay")
 
 
@@ -147,28 +154,49 @@ def _take_away(manner: Manner) -> None:
     """Stop the services, and remove units and links."""
     _clear(manner)
     services.reload()
-    for link in (CURRENT, PREVIOUS, SWITCHING):
+    for link in (CURRENT, PREVIOUS, SWITCHING, BEFORE_SWITCHING):
         link.unlink(missing_ok=True)
 
 
-def _purge() -> None:
-    for folder in (CONFIG_DIR, STATE_DIR, *DROP_INS.glob("edge-ocr*.d")):
-        shutil.rmtree(folder, ignore_errors=True)
+def _purge() -> list[str]:
+    """Remove settings, data and user; return what is still there."""
+    left = system.remove_all((CONFIG_DIR, STATE_DIR, *DROP_INS.glob("edge-ocr*.d")))
     system.run(("userdel", USER), check=False)
     system.run(("groupdel", "edge-ocr-upload"), check=False)
+    return left
 
 
 def _manner() -> Manner:
     return DEB if system.installed_by_dpkg() else RUN
 
 
-def _recover(manner: Manner, say: Say) -> None:
-    """Go back to what a switch that was cut off had begun with."""
-    if releases.recover():
-        current = releases.pointed_at(CURRENT)
-        say(f"an installation was cut off: going on from {current.name if current else 'nothing'}")
-        if current is not None:
-            services.put(current, manner)
+def _recover(manner: Manner, say: Say) -> bool:
+    """Go back to what a switch that was cut off had begun with; return whether there was one."""
+    if not releases.recover():
+        return False
+    current = releases.pointed_at(CURRENT)
+    say(f"an installation was cut off: going on from {current.name if current else 'nothing'}")
+    try:
+        _try_each((*_units_of(current, manner), services.reload), say)
+    finally:
+        releases.end_switch()
+    return True
+
+
+def _units_of(release: Path | None, manner: Manner) -> tuple[Callable[[], None], ...]:
+    """Return the steps that make the units those of a release; of none there are none."""
+    if release is None:
+        return (partial(_clear, manner),)
+    return partial(services.put, release, manner), partial(_drop_ins, release)
+
+
+def _try_each(each: Iterable[Callable[[], None]], say: Say) -> None:
+    """Take all steps back, whatever fails."""
+    for step in each:
+        try:
+            step()
+        except (AgentError, OSError) as error:
+            say(f"on the way back: {error}")
 
 
 def _unpacked(source: Source, say: Say) -> Path:
@@ -181,28 +209,33 @@ def _unpacked(source: Source, say: Say) -> Path:
 
 def _take_up(release: Path, package: Package, manner: Manner, undo: ExitStack, say: Say) -> None:
     """Prepare the box for a release, try it, switch to it and start it."""
-    _prepare(release, undo)
+    _prepare(release, undo, say)
     say("trying it: settings and a page")
     releases.try_out(release, package)
     current = releases.pointed_at(CURRENT)
     before = Before(current, releases.pointed_at(PREVIOUS), services.look(services.lasting(current or release)))
     undo.callback(_put_back, before, manner, say)
-    releases.begin_switch(before.current)
+    releases.begin_switch(before.current, before.previous)
     _switch(release, package, before, manner)
-    services.start(before.states if before.current is not None else services.of_new_box(release))
+    states = services.of_new_box(release) if before.current is None else before.states
+    services.start(services.only(states, services.names(release)))
     releases.end_switch()
     say(f"installed: {package.about}" + ("" if services.alive() else "; it starts with the system"))
 
 
-def _prepare(release: Path, undo: ExitStack) -> None:
+def _prepare(release: Path, undo: ExitStack, say: Say) -> None:
     system.make_user(release / "systemd" / "edge-ocr.sysusers")
-    system.make_directories(release / "systemd" / "edge-ocr.tmpfiles")
+    system.make_directories(release / "systemd" / "edge-ocr.tmpfiles", say)
     if not SETTINGS.exists():
-        fresh = SETTINGS.with_name(".agent.toml.new")
-        shutil.copyfile(release / "agent.toml", fresh)
-        fresh.chmod(0o644)
-        fresh.replace(SETTINGS)
-        undo.callback(SETTINGS.unlink, missing_ok=True)
+        content = (release / "agent.toml").read_bytes()
+        undo.callback(_forget_settings, content)
+        releases.put(SETTINGS, content)
+
+
+def _forget_settings(content: bytes) -> None:
+    """Take the first settings away, unless others have come meanwhile: from a stick, say."""
+    if SETTINGS.exists() and SETTINGS.read_bytes() == content:
+        SETTINGS.unlink()
 
 
 def _switch(release: Path, package: Package, before: Before, manner: Manner) -> None:
@@ -223,31 +256,38 @@ def _switch(release: Path, package: Package, before: Before, manner: Manner) -> 
 def _put_back(before: Before, manner: Manner, say: Say) -> None:
     """Have everything as it was before a switch: as much of it as can be, and the links in any case."""
     old = before.current
-    say(f"going back to {old.name if old else 'what was there before'}")
-    releases.point(CURRENT, old)
-    releases.point(PREVIOUS, before.previous)
-    steps: list[Callable[[], None]] = [services.reload, partial(services.start, before.states)]
-    if old is None:
-        steps.insert(0, partial(_clear, manner))
-    else:
-        steps[:0] = [partial(services.put, old, manner), partial(_drop_ins, old)]
-    for step in steps:
-        try:
-            step()
-        except (AgentError, OSError) as error:
-            say(f"on the way back: {error}")
-    releases.end_switch()
+    try:
+        releases.point(CURRENT, old)
+        releases.point(PREVIOUS, before.previous)
+        say(f"going back to {old.name if old else 'what was there before'}")
+        _try_each((*_units_of(old, manner), services.reload), say)
+        for failure in services.starting(before.states):
+            say(f"on the way back: {failure}")
+    finally:
+        releases.end_switch()
 
 
 def _clear(manner: Manner) -> None:
     """Stop and take away what a first installation has put in place."""
-    services.stop(services.look(services.installed(manner)).active)
+    services.stop(services.look(services.installed(manner)).running)
     services.remove(manner)
     manner.command.unlink(missing_ok=True)
 
 
 def _drop_ins(release: Path) -> None:
     releases.write_drop_ins(release, DROP_INS)
+
+
+@contextmanager
+def _or_back() -> Iterator[ExitStack]:
+    """Take back what is put on the stack when something fails; nothing cuts that off."""
+    with ExitStack() as undo:
+        try:
+            yield undo
+        except BaseException:
+            system.ignore_signals()
+            raise
+        undo.pop_all()
 
 
 @contextmanager

@@ -7,8 +7,10 @@ import os
 import platform
 import pwd
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from agent.errors import InstallError
@@ -78,6 +80,8 @@ def run(command: Sequence[str | Path], *, check: bool = True, timeout_s: float =
     try:
         ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
+        if not check:
+            return ""
         raise InstallError(f"{name}: no end within {timeout_s:g} s") from error
     except OSError as error:
         if not check:
@@ -106,13 +110,67 @@ def make_user(file: Path) -> None:
             run(("useradd", "--system", "--user-group", "--home-dir", home, "--no-create-home", "--shell", shell, name))
 
 
-def make_directories(file: Path) -> None:
-    """Make the directories that a file of systemd-tmpfiles names; those that are there keep their owner and rights."""
+def make_directories(file: Path, say: Callable[[str], None]) -> None:
+    """Make the directories that a file of systemd-tmpfiles names; what is there keeps its owner and rights."""
     for kind, path, mode, user, group, *_ in _words(file):
-        if kind == "d" and not os.path.isdir(path):
-            os.makedirs(path)
-            os.chown(path, pwd.getpwnam(user).pw_uid, grp.getgrnam(group).gr_gid)
-            os.chmod(path, int(mode, 8))  # behind chown, which takes the set-group-id bit away
+        if kind == "d" and not os.path.lexists(path):
+            _make_directory(Path(path), int(mode, 8), pwd.getpwnam(user).pw_uid, grp.getgrnam(group).gr_gid)
+        elif kind == "d" and not os.path.isdir(path):
+            say(f"{path}: is no directory, and is left alone: move it away and install again")
+
+
+def _make_directory(path: Path, mode: int, user: int, group: int) -> None:
+    """Make a directory; who may write beside it cannot have another one's owner and rights changed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as opened:
+        parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        opened.callback(os.close, parent)
+        os.mkdir(path.name, 0o700, dir_fd=parent)
+        made = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+        opened.callback(os.close, made)
+        os.fchown(made, user, group)
+        os.fchmod(made, mode)  # behind fchown, which takes the set-group-id bit away
+
+
+def require_no_other_disk(*folders: Path) -> None:
+    """Refuse to delete folders that lead to another place, or have a disk mounted in them.
+
+    Raises:
+        InstallError: one does.
+    """
+    for folder in folders:
+        if folder.is_symlink():
+            raise InstallError(f"{folder} leads to {os.readlink(folder)}: remove both yourself; nothing is removed")
+        for point in _mounts():
+            if point == folder or folder in point.parents:
+                raise InstallError(f"{point} is a mount: unmount it first; nothing is removed")
+
+
+def _mounts() -> list[Path]:
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:  # no /proc, as where an image is built
+        return []
+    return [Path(line.split()[4]) for line in lines]  # blanks are \\040 there, and no folder of ours has any
+
+
+def remove_all(folders: Iterable[Path]) -> list[str]:
+    """Remove folders with all that is in them; return what cannot be, and why."""
+    left: list[str] = []
+
+    def failed(what: object, path: str, raised: tuple[object, BaseException, object]) -> None:
+        if not isinstance(raised[1], FileNotFoundError):
+            left.append(f"{path} ({getattr(raised[1], 'strerror', '') or raised[1]})")
+
+    for folder in folders:
+        shutil.rmtree(folder, onerror=failed)
+    return left
+
+
+def ignore_signals() -> None:
+    """Go on to the end whoever wants to stop this, and have programs that are started from now on do so too."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _words(file: Path) -> Iterator[list[str]]:

@@ -196,6 +196,28 @@ def test_failure_on_a_new_box_leaves_nothing_that_starts(bare, first):
     assert left == {"/etc/systemd/system/edge-ocr-worker.service.d"}
 
 
+def test_settings_that_came_meanwhile_outlast_a_first_installation_that_fails(bare, old, tmp_path):
+    """As from a stick, between the start of the services and the failure; here they come with the drop-ins."""
+    other = f"import sys\nif '--output' in sys.argv:\n    open({SETTINGS!r}, 'w').write({OWN_SETTINGS!r})\n    sys.exit(9)\n"
+    stub = (old.folder / MAIN).read_text().replace("import os\n", f"import os\n{other}", 1)
+    ran = bare.run("sh", bare.put(changed(old, tmp_path / "tree", NEW, {MAIN: stub}).run_file(tmp_path)))
+    assert (ran.status, bare.path(SETTINGS).read_text()) == (69, OWN_SETTINGS), ran
+
+
+@pytest.mark.parametrize("made", ["touch /var/lib/edge-ocr/inbox", "ln -s /gone /var/lib/edge-ocr/inbox"])
+def test_what_takes_the_place_of_the_inbox_is_left_alone_and_said(box, new, made):
+    box.run("rm", "-r", "/var/lib/edge-ocr/inbox")
+    box.run(*made.split())
+    ran = box.run("sh", box.put(new))
+    assert (ran.status, version(box)) == (0, NEW), ran
+    assert "/var/lib/edge-ocr/inbox: is no directory, and is left alone" in ran.out
+
+
+def test_installation_goes_on_when_nobody_listens(box, new):
+    assert box.run("sh", "-c", f"sh {box.put(new)} >/dev/full").status == 0
+    assert version(box) == NEW
+
+
 def test_second_installer_does_not_wait(box, new):
     with subprocess.Popen(box.command("flock", "/opt/edge-ocr", "sleep", "60"), stdin=subprocess.DEVNULL) as holder:
         time.sleep(0.5)
@@ -241,6 +263,51 @@ def test_uninstalling_leaves_settings_and_data_alone_and_purging_nothing(bare, f
     assert bare.files() == before
     assert not bare.path("/opt/edge-ocr").exists()
     assert "edge-ocr" not in bare.path("/etc/passwd").read_text() + bare.path("/etc/group").read_text()
+
+
+@pytest.mark.parametrize("place", ["/var/lib/edge-ocr/inbox", "/etc/edge-ocr"])
+def test_purging_does_not_reach_into_mounted_disks(box, place):
+    box.run("mount", "-t", "tmpfs", "tmpfs", place)
+    box.run("touch", f"{place}/page.png")
+    ran = box.run("python3", INSTALL, "--purge")
+    assert (ran.status, ran.err) == (69, f"edge-ocr: {place} is a mount: unmount it first; nothing is removed\n")
+    assert (version(box), box.path(f"{place}/page.png").exists()) == (OLD, True)
+
+
+def test_purging_does_not_follow_links_to_elsewhere(box):
+    box.run("sh", "-c", "mv /var/lib/edge-ocr /srv/data && ln -s /srv/data /var/lib/edge-ocr")
+    ran = box.run("python3", INSTALL, "--purge")
+    assert (ran.status, version(box)) == (69, OLD)
+    assert "/var/lib/edge-ocr leads to /srv/data" in ran.err
+
+
+def test_what_cannot_be_removed_is_named(box):
+    box.run("mkdir", "/opt/edge-ocr/disk")
+    box.run("mount", "-t", "tmpfs", "tmpfs", "/opt/edge-ocr/disk")
+    ran = box.run("python3", INSTALL, "--uninstall")
+    assert (ran.status, "/opt/edge-ocr/disk (Device or resource busy)" in ran.err) == (69, True), ran
+
+
+def test_rolling_back_after_a_cut_switch_ends_it_and_keeps_the_release_before(box, new_release, new, tmp_path):
+    assert box.run("sh", box.put(new)).status == 0
+    unit = {"systemd/edge-ocr-worker.service": box.path(UNIT).read_text() + "# other\n"}
+    newest = changed(new_release, tmp_path / "tree", "3.0.0", unit).run_file(tmp_path)
+    assert box.run("sh", box.put(newest), "--extract", "/root/out").status == 0
+    switched = traced(box, newest, "-P", "/opt/edge-ocr/switching", "-e", "inject=unlink:signal=KILL")
+    assert (switched.returncode, version(box)) == (-9, "3.0.0"), switched.stderr
+    back = box.run("python3", INSTALL, "--rollback")
+    assert (back.status, version(box), "# other" in box.path(UNIT).read_text()) == (0, NEW, False), back
+    assert box.path("/etc/systemd/system/edge-ocr-worker.service.d/10-settings.conf").read_text() == f"# {NEW}\n"
+    assert (box.run("python3", INSTALL, "--rollback").status, version(box)) == (0, OLD)
+
+
+def test_release_that_drops_a_unit_is_taken_back_with_it(box, old, tmp_path):
+    less = changed(old, tmp_path / "tree", NEW, {"systemd/edge-ocr-uplink.service": None})
+    assert box.run("sh", box.put(less.run_file(tmp_path))).status == 0
+    assert not box.path(UNIT.replace("worker", "uplink")).exists()
+    assert box.run("python3", INSTALL, "--rollback").status == 0
+    assert "edge-ocr-uplink.service" in os.listdir(box.path("/etc/systemd/system/edge-ocr.target.wants"))
+    assert box.path(UNIT.replace("worker", "uplink")).exists()
 
 
 def traced(box: Root, package: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
@@ -348,6 +415,11 @@ def test_removed_debian_package_leaves_settings_and_data_and_purged_nothing(bare
     assert (removed.status, "not empty" in removed.err) == (0, False), removed
     assert bare.files() - before == {SETTINGS, "/var/lib/edge-ocr/inbox/page.txt"}
     assert_kept(bare)
+    bare.run("mount", "-t", "tmpfs", "tmpfs", "/var/lib/edge-ocr/inbox")
+    refused = bare.run("dpkg", "-P", "edge-ocr")
+    assert (refused.status, "/var/lib/edge-ocr/inbox is a mount" in refused.err) == (1, True), refused
+    assert bare.path(SETTINGS).exists()
+    bare.run("umount", "/var/lib/edge-ocr/inbox")
     assert bare.run("dpkg", "-P", "edge-ocr").status == 0
     assert bare.files() == before
 
@@ -362,3 +434,5 @@ def test_package_of_either_kind_leaves_one_of_the_other_alone(deb_box, first, de
     refused = deb_box.run("dpkg", "-i", f"/root/{debs[0].name}")
     assert refused.status != 0 and "installed by a .run already" in refused.err
     assert version(deb_box) == OLD
+    purged = deb_box.run("dpkg", "-P", "edge-ocr")  # what is left of it in dpkg's list
+    assert (purged.status, version(deb_box), deb_box.path(SETTINGS).exists()) == (0, OLD, True), purged
