@@ -21,7 +21,7 @@ from agent.source_config import UploadConfig
 KEYS = "20-keys.conf"
 _HEAD = "# Written by `edge-ocr provision`.\n[Service]\n"
 _SETTINGS_HEAD = "# Written by `edge-ocr provision`. Change it here: what is on a stick is not taken a second time.\n\n"
-_TARGET, _SOCKET = "edge-ocr.target", "edge-ocr.socket"
+_TARGET, _SOCKET, _UPLINK = "edge-ocr.target", "edge-ocr.socket", "edge-ocr-uplink.service"
 
 
 def search(box: Box, identity: Identity, wait_s: float, root: Path = Path("/")) -> str:
@@ -202,6 +202,7 @@ def plan(box: Box, medium: Medium, asked: Request) -> Change:
             asked.remove,
             None if certificate is None else pem.days_left(certificate),
         ),
+        uplink=asked.config.mqtt is not None,
     )
 
 
@@ -262,14 +263,15 @@ def _tell_systemd(box: Box, change: Change) -> None:
     """
     if box.units != boxes.UNITS or not os.path.isdir("/run/systemd/system"):
         return
+    wanted = [unit for unit, needed in ((_SOCKET, change.socket), (_UPLINK, change.uplink)) if needed]
+    if wanted:  # a box whose first settings named no broker has its uplink disabled
+        _systemctl("enable", "--no-reload", *wanted)
     _systemctl("daemon-reload")
-    if change.socket:
-        _systemctl("enable", "--no-reload", _SOCKET)
     # At the start of the box this runs before all of them, and waiting for them would be for ever.
     if subprocess.run(("systemctl", "is-active", "--quiet", _TARGET)).returncode == 0:
         _systemctl("restart", "--no-block", _TARGET)
-    elif change.socket:
-        _systemctl("start", "--no-block", _SOCKET)
+    elif wanted:
+        _systemctl("start", "--no-block", *wanted)
 
 
 def _systemctl(*arguments: str) -> None:

@@ -126,6 +126,7 @@ class Change(Struct, frozen=True):
         again: whether sticks are taken later.
         socket: whether a source listens on systemd's socket.
         tidy: what is done on the medium in the end.
+        uplink: whether there is a broker to send to.
     """
 
     backup: str
@@ -134,6 +135,7 @@ class Change(Struct, frozen=True):
     again: bool
     socket: bool
     tidy: Tidy
+    uplink: bool = False
 
 
 def record(box: Box) -> Record | None:
