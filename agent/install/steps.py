@@ -105,7 +105,7 @@ def configure(folder: Path, say: Say) -> None:
 
 
 def roll_back(say: Say) -> None:
-    """Go back to the release before; it becomes the other one's "before". A switch that was cut off is taken back instead.
+    """Go back to the release before; it becomes the other one's "before". After a cut switch: to where that began.
 
     Raises:
         AgentError: there is none, or it does not run any more.

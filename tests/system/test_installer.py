@@ -196,10 +196,25 @@ def test_failure_on_a_new_box_leaves_nothing_that_starts(bare, first):
     assert left == {"/etc/systemd/system/edge-ocr-worker.service.d"}
 
 
+def at_drop_ins(release: Release, code: str) -> str:
+    """Return the stub of a release that does something else where it is to write what units are told."""
+    before = "from __future__ import annotations\n"
+    other = f"{before}import sys, os\nif '--output' in sys.argv:\n    {code}\n"
+    return (release.folder / MAIN).read_text().replace(before, other, 1)
+
+
+def test_way_back_is_not_cut_off_by_signals(box, old, tmp_path):
+    stub = at_drop_ins(old, "[os.kill(os.getppid(), number) for number in (1, 2, 15)]")
+    box.path(f"/opt/edge-ocr/releases/{OLD}/{MAIN}").write_text(stub)
+    broken = changed(old, tmp_path / "tree", NEW, {MAIN: at_drop_ins(old, "sys.exit('it fails')")})
+    ran = box.run("sh", box.put(broken.run_file(tmp_path)))
+    assert "it fails" in ran.err
+    assert_as_before(box, ran, 69)
+
+
 def test_settings_that_came_meanwhile_outlast_a_first_installation_that_fails(bare, old, tmp_path):
     """As from a stick, between the start of the services and the failure; here they come with the drop-ins."""
-    other = f"import sys\nif '--output' in sys.argv:\n    open({SETTINGS!r}, 'w').write({OWN_SETTINGS!r})\n    sys.exit(9)\n"
-    stub = (old.folder / MAIN).read_text().replace("import os\n", f"import os\n{other}", 1)
+    stub = at_drop_ins(old, f"open({SETTINGS!r}, 'w').write({OWN_SETTINGS!r}); sys.exit(9)")
     ran = bare.run("sh", bare.put(changed(old, tmp_path / "tree", NEW, {MAIN: stub}).run_file(tmp_path)))
     assert (ran.status, bare.path(SETTINGS).read_text()) == (69, OWN_SETTINGS), ran
 

@@ -176,6 +176,26 @@ def test_upgrade_whose_worker_does_not_come_up_is_taken_back(machine, tmp_path, 
     assert os.listdir(f"/proc/{machine.init}/root/opt/edge-ocr/releases") == [OLD]
 
 
+def test_service_that_could_not_start_before_holds_up_neither_the_way_there_nor_back(machine, tmp_path):
+    fails = f"/etc/systemd/system/{UPLINK}.d/fails.conf"
+    machine.write(fails, "[Service]\nExecStart=\nExecStart=/bin/false\n")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", "--no-block", UPLINK)
+    assert until(lambda: active(machine)[1] == "activating", 20) < 20
+    good = light(tmp_path / "light")
+    bad = changed(good, tmp_path / "bad", NEW, {"ends": ""})
+    status, out, err = install(machine, bad.run_file(tmp_path))
+    assert (status, version(machine), active(machine)[0]) == (69, OLD, "active"), (out, err)
+    assert "on the way back" not in out
+    status, out, err = install(machine, changed(good, tmp_path / "new", NEW, {}).run_file(tmp_path))
+    assert (status, version(machine), active(machine)[0]) == (0, NEW, "active"), (out, err)
+    assert machine.run("python3", INSTALL, "--rollback", timeout_s=300).status == 0
+    machine.run("rm", fails)
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", UPLINK)
+    assert active(machine) == ["active"] * 3
+
+
 def test_service_that_was_stopped_stays_so(machine, tmp_path):
     machine.run("systemctl", "stop", UPLINK)
     status, out, err = install(
