@@ -9,7 +9,7 @@ import pwd
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -125,7 +125,10 @@ def _make_directory(path: Path, mode: int, user: int, group: int) -> None:
     with ExitStack() as opened:
         parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         opened.callback(os.close, parent)
-        os.mkdir(path.name, 0o700, dir_fd=parent)
+        try:
+            os.mkdir(path.name, 0o700, dir_fd=parent)
+        except FileExistsError:  # somebody was quicker: it is theirs
+            return
         made = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
         opened.callback(os.close, made)
         os.fchown(made, user, group)
@@ -154,12 +157,13 @@ def _mounts() -> list[Path]:
     return [Path(line.split()[4]) for line in lines]  # blanks are \\040 there, and no folder of ours has any
 
 
-def remove_all(folders: Iterable[Path]) -> list[str]:
-    """Remove folders with all that is in them; return what cannot be, and why."""
+def remove_all(folders: Sequence[Path]) -> list[str]:
+    """Remove folders with all that is in them; return what cannot be, and why. A disk's own folder stays, empty."""
     left: list[str] = []
 
     def failed(what: object, path: str, raised: tuple[object, BaseException, object]) -> None:
-        if not isinstance(raised[1], FileNotFoundError):
+        own_disk = Path(path) in folders and os.path.ismount(path) and not os.listdir(path)
+        if not own_disk and not isinstance(raised[1], FileNotFoundError):
             left.append(f"{path} ({getattr(raised[1], 'strerror', '') or raised[1]})")
 
     for folder in folders:

@@ -296,6 +296,14 @@ def test_purging_does_not_follow_links_to_elsewhere(box):
     assert "/var/lib/edge-ocr leads to /srv/data" in ran.err
 
 
+def test_disk_for_the_program_alone_is_emptied_and_stays(bare, first):
+    bare.run("mkdir", "-p", "/opt/edge-ocr")
+    bare.run("mount", "-t", "tmpfs", "tmpfs", "/opt/edge-ocr")
+    assert bare.run("sh", bare.put(first)).status == 0
+    assert bare.run("python3", INSTALL, "--uninstall").status == 0
+    assert not os.listdir(bare.path("/opt/edge-ocr"))
+
+
 def test_what_cannot_be_removed_is_named(box):
     box.run("mkdir", "/opt/edge-ocr/disk")
     box.run("mount", "-t", "tmpfs", "tmpfs", "/opt/edge-ocr/disk")
@@ -435,6 +443,10 @@ def test_removed_debian_package_leaves_settings_and_data_and_purged_nothing(bare
     assert (refused.status, "/var/lib/edge-ocr/inbox is a mount" in refused.err) == (1, True), refused
     assert bare.path(SETTINGS).exists()
     bare.run("umount", "/var/lib/edge-ocr/inbox")
+    bare.run("sh", "-c", "mv /var/lib/edge-ocr /srv/data && ln -s /srv/data /var/lib/edge-ocr")
+    refused = bare.run("dpkg", "-P", "edge-ocr")
+    assert (refused.status, "/var/lib/edge-ocr leads to /srv/data" in refused.err) == (1, True), refused
+    bare.run("sh", "-c", "rm /var/lib/edge-ocr && mv /srv/data /var/lib/edge-ocr")
     assert bare.run("dpkg", "-P", "edge-ocr").status == 0
     assert bare.files() == before
 
