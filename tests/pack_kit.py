@@ -53,7 +53,8 @@ def small(folder: Path, target: str = "", python: str = "3.11") -> Release:
     """Return a release with nothing in it but the installer and a few files; it can be unpacked, and not run."""
     site = folder / f"venv/lib/python{python}/site-packages"
     shutil.copytree(tree.CHECKOUT / "agent/install", site / "agent/install", ignore=shutil.ignore_patterns("*.pyc"))
-    shutil.copyfile(tree.CHECKOUT / "agent/errors.py", site / "agent/errors.py")
+    for name in ("agent/durable.py", "agent/errors.py"):
+        shutil.copyfile(tree.CHECKOUT / name, site / name)
     (site / "agent/__init__.py").write_text('__version__ = "1.0.0"\n')
     shutil.copyfile(tree.CHECKOUT / "agent/pack/entry.py", folder / "install.py")
     (folder / "venv/bin").mkdir()

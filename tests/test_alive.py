@@ -19,34 +19,16 @@ from agent import alive, heartbeat
 from agent.clock import Clock
 from agent.health import START_S, WATCHDOG_S, Lock, running
 from tests import stub_worker
+from tests.agent_settings import agent_toml, broker_here
 from tests.broker import free_port
 from tests.command import EDGE_OCR, ROOT, Ran, run
 from tests.test_supervise import FrozenClock
-
-SETTINGS = """
-device = "box-1"
-state_dir = "{home}/state"
-[[source]]
-type = "folder"
-name = "inbox"
-path = "{home}/inbox"
-stable_s = 0.05
-poll_s = 0.1
-[outbox]
-min_free_mb = 0
-"""
-MQTT = """
-[mqtt]
-host = "127.0.0.1"
-port = {port}
-tls = false
-"""
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Path:
     (tmp_path / "inbox").mkdir()
-    (tmp_path / "agent.toml").write_text(SETTINGS.format(home=tmp_path) + MQTT.format(port=free_port()))
+    (tmp_path / "agent.toml").write_text(agent_toml(tmp_path, mqtt=broker_here(free_port())))
     return tmp_path / "agent.toml"
 
 
@@ -114,7 +96,7 @@ def test_programs_that_run_are_well_and_one_that_ended_is_not(settings, programs
 
 
 def test_without_a_broker_only_the_worker_is_looked_at(settings, programs):
-    settings.write_text(SETTINGS.format(home=settings.parent))
+    settings.write_text(agent_toml(settings.parent))
     programs.start("worker")
     assert wait_for(settings, 0).out.count("\n") == 1
 

@@ -15,6 +15,7 @@ LAYERS = (
     (
         "errors",
         "clock",
+        "durable",
         "heap",
         "check",
         "report",

@@ -20,29 +20,12 @@ from agent.memory import MB, resident_bytes
 from agent.notify import Notifier
 from agent.openers import open_reader
 from tests import stub_worker
+from tests.agent_settings import agent_toml, broker_here
 from tests.broker import free_port
 from tests.command import ROOT, run_python
 from tests.notify_kit import Init, internet_sockets, socket_inode
 from tests.test_supervise import FrozenClock
 
-SETTINGS = """
-device = "box-1"
-state_dir = "{home}/state"
-[memory]
-limit_mb = {limit_mb}
-[[source]]
-type = "folder"
-name = "inbox"
-path = "{home}/inbox"
-stable_s = 0.05
-poll_s = 0.1
-[outbox]
-min_free_mb = 0
-[mqtt]
-host = "{host}"
-port = {port}
-tls = false
-"""
 WATCHDOG_S = 4.0
 """A feed is due every second; programs at rest turn their loop once a second."""
 
@@ -62,7 +45,8 @@ def settings(tmp_path: Path) -> Path:
 def written(home: Path, *, host: str, limit_mb: int) -> Path:
     (home / "inbox").mkdir(exist_ok=True)
     path = home / "agent.toml"
-    path.write_text(SETTINGS.format(home=home, host=host, port=free_port(), limit_mb=limit_mb))
+    mqtt = broker_here(free_port(), host=host)
+    path.write_text(agent_toml(home, memory={"limit_mb": limit_mb}, mqtt=mqtt))
     return path
 
 

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.durable import synchronize
 from agent.errors import ConfigError, InstallError, PackageError
 from agent.install import package as packages
 from agent.install.package import Package
@@ -41,30 +42,9 @@ def point(link: Path, release: Path | None) -> None:
     synchronize(OPT)
 
 
-def synchronize(folder: Path) -> None:
-    """Have the names in a folder last."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def flush(*folders: Path) -> None:
     """Have all that was written to the file systems of some folders last."""
     run(("sync", "--file-system", *folders))
-
-
-def put(path: Path, content: bytes) -> None:
-    """Write a file for all to read, whole or not at all; it lasts when this returns."""
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("wb") as file:
-        os.fchmod(file.fileno(), 0o644)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    synchronize(path.parent)
 
 
 def begin_switch(old: Path | None, older: Path | None) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from agent import durable
 from agent.errors import AgentError, BusyError, InstallError
 from agent.install import package as packages
 from agent.install import release as releases
@@ -229,7 +230,7 @@ def _prepare(release: Path, undo: ExitStack, say: Say) -> None:
     if not SETTINGS.exists():
         content = (release / "agent.toml").read_bytes()
         undo.callback(_forget_settings, content)
-        releases.put(SETTINGS, content)
+        durable.put(SETTINGS, content)
 
 
 def _forget_settings(content: bytes) -> None:

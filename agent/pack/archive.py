@@ -15,7 +15,7 @@ from agent.install.package import MANIFEST, Package
 
 HEAD = Path(__file__).with_name("head.sh")
 LEVEL = 9
-_INSTALLER = ("agent/__init__.py", "agent/errors.py", "agent/install/")
+_INSTALLER = ("agent/__init__.py", "agent/durable.py", "agent/errors.py", "agent/install/")
 _WIDTH = 8  # digits of the head's length, which stands in the head
 
 

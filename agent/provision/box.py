@@ -11,16 +11,18 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from agent import strict
+from agent import durable, strict
 from agent.errors import BusyError, ConfigError, ProvisionError
 
 SAMPLE_DEVICE = "box-1"
 """The name in `systemd/agent.toml`: a box that still has it was given to nobody."""
 UNITS = Path("/etc/systemd/system")
+T = TypeVar("T")
 
 
 class Box(Struct, frozen=True):
@@ -144,12 +146,7 @@ def record(box: Box) -> Record | None:
     Raises:
         ProvisionError: that cannot be read.
     """
-    try:
-        return msgspec.json.decode(box.record.read_bytes(), type=Record)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ProvisionError(f"{box.record}: {error}; it says what was applied here; see it, or delete it") from error
+    return _kept(box.record, Record, "it says what was applied here; see it, or delete it")
 
 
 def closed(box: Box) -> str:
@@ -216,12 +213,17 @@ def pending(box: Box) -> Change | None:
     Raises:
         ProvisionError: it cannot be read.
     """
+    return _kept(box.pending, Change, "delete it and provision anew")
+
+
+def _kept(path: Path, kind: type[T], advice: str) -> T | None:
+    """Return what was written to a file, None where there is none."""
     try:
-        return msgspec.json.decode(box.pending.read_bytes(), type=Change)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:
-        raise ProvisionError(f"{box.pending}: {error}; delete it and provision anew") from error
+        raise ProvisionError(f"{path}: {error}; {advice}") from error
 
 
 def make(box: Box, change: Change) -> None:
@@ -249,7 +251,7 @@ def end(box: Box) -> None:
         OSError: it cannot be.
     """
     box.pending.unlink()
-    _sync(box.home)
+    durable.synchronize(box.home)
 
 
 def put(path: Path, content: bytes, mode: int) -> None:
@@ -261,26 +263,5 @@ def put(path: Path, content: bytes, mode: int) -> None:
     for folder in (*reversed(path.parents), path.parent):
         if not folder.is_dir():
             folder.mkdir(mode=0o700 if folder.name == "keys" else 0o755)
-            _sync(folder.parent)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    _write(fresh, content, mode)
-    fresh.rename(path)
-    _sync(path.parent)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with open(number, "wb") as file:
-        os.fchmod(number, mode)  # whatever the umask is
-        file.write(content)
-        file.flush()
-        os.fsync(number)
-
-
-def _sync(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+            durable.synchronize(folder.parent)
+    durable.put(path, content, mode)

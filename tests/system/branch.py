@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import stub_worker
+from tests.agent_settings import agent_toml, broker_here
 from tests.broker import MOSQUITTO, free_port
 from tests.command import ROOT
 
@@ -32,34 +33,6 @@ persistence_location {home}/broker/
 {more}
 """
 
-AGENT_TOML = """\
-device = "box-1"
-state_dir = "{home}/state"
-log_level = "info"
-
-[reader]
-bundle = "{home}/no-bundle"
-
-[[source]]
-type = "folder"
-name = "inbox"
-path = "{home}/inbox"
-stable_s = 0.05
-poll_s = 0.1
-
-[outbox]
-min_free_mb = 0
-max_attempts = {max_attempts}
-{outbox}
-
-[mqtt]
-host = "127.0.0.1"
-port = {port}
-tls = false
-keepalive_s = 5
-receipt_s = 2.0
-retry_max_s = 0.5
-"""
 
 COLLECTOR_TOML = """\
 name = "centre"
@@ -82,7 +55,6 @@ class Branch:
         *,
         persistence: bool = True,
         broker: str = "",
-        outbox: str = "",
         max_attempts: int = 100,
         store: str = "",
     ) -> None:
@@ -95,7 +67,13 @@ class Branch:
         self._write(
             "mosquitto.conf", BROKER_CONF, persistence=str(persistence).lower(), more=f"{broker}\n{_same_user()}"
         )
-        self._write("agent.toml", AGENT_TOML, outbox=outbox, max_attempts=max_attempts)
+        settings = agent_toml(
+            home,
+            reader={"bundle": f"{home}/no-bundle"},
+            outbox={"max_attempts": max_attempts},
+            mqtt=broker_here(self.port, keepalive_s=5, receipt_s=2.0, retry_max_s=0.5),
+        )
+        (home / "agent.toml").write_text(settings, encoding="utf-8")
         self._write("collector.toml", COLLECTOR_TOML, store=self.store)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.numbers: list[int] = []

@@ -24,6 +24,7 @@ from agent.health import WorkerState, read_state
 from agent.outbox import Outbox
 from agent.page import PageResult, from_json
 from converters.scores import Line, Page, score
+from tests.agent_settings import agent_toml
 from tests.command import EDGE_OCR, ROOT
 from tests.system.soak_pages import Item, Mix, put
 
@@ -34,32 +35,6 @@ SETTLED, WARM = 0.1, 60  # a tenth of the pages, or so many: until then everythi
 SLOPE_MB, LONG = 1.0, 1000  # per 1,000 pages; asked of runs with so many
 GROWTH_MB = 10.0  # of the median between pages, from the first quarter to the last
 STUCK_S = 180.0
-
-AGENT = """\
-device = "soak"
-state_dir = "{home}/state"
-log_level = "info"
-
-[reader]
-bundle = "{bundle}"
-
-[memory]
-limit_mb = {limit_mb}
-
-[[source]]
-type = "folder"
-name = "inbox"
-path = "{home}/inbox"
-stable_s = 0.05
-poll_s = 0.2
-give_up_s = 0.3
-again = "read"
-keep_mb = 8192
-
-[outbox]
-max_mb = 2048
-min_free_mb = 0
-"""
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -144,7 +119,14 @@ def service(home: Path, limit_mb: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run the agent as a service: supervisor and worker, its log in `agent.log`."""
     (home / "inbox").mkdir(parents=True)
     settings = home / "agent.toml"
-    settings.write_text(AGENT.format(home=home, bundle=BUNDLE, limit_mb=limit_mb), encoding="utf-8")
+    told = agent_toml(
+        home,
+        reader={"bundle": str(BUNDLE)},
+        memory={"limit_mb": limit_mb},
+        source={"poll_s": 0.2, "give_up_s": 0.3, "again": "read", "keep_mb": 8192},
+        outbox={"max_mb": 2048},
+    )
+    settings.write_text(told, encoding="utf-8")
     with open(home / "agent.log", "wb") as log:
         process = subprocess.Popen((*EDGE_OCR, "run", "-c", settings), cwd=ROOT, stderr=log, stdin=subprocess.DEVNULL)
     try:

@@ -14,32 +14,12 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from tests import stub_worker
+from tests.agent_settings import agent_toml, broker_here
 from tests.command import EDGE_OCR, ROOT, run
 from tests.notify_kit import internet_sockets
 from tests.system.branch import Branch, until
 from tests.tcp_proxy import Proxy
 
-SETTINGS = """
-device = "box-1"
-state_dir = "{home}/state"
-[reader]
-bundle = "{bundle}"
-[[source]]
-type = "folder"
-name = "inbox"
-path = "{home}/inbox"
-stable_s = 0.05
-poll_s = 0.1
-[outbox]
-min_free_mb = 0
-"""
-
-MQTT = """
-[mqtt]
-host = "127.0.0.1"
-port = {port}
-tls = false
-"""
 CARD, CITIZEN = "6222021234567890123", "11010519491231002X"
 PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"%PDF", b"RIFF", b"/9j/", b"iVBOR", b"JVBER", b"UklGR")
 """How pictures and documents begin, and how they do in base64."""
@@ -53,7 +33,7 @@ def unshare() -> tuple[str, ...]:
 def test_worker_reads_a_page_without_any_network_and_asks_for_none(tmp_path, bundle_path):
     assert run((*unshare(), "true")).status == 0, "no network namespaces here"
     settings, trace = tmp_path / "agent.toml", tmp_path / "trace"
-    settings.write_text(SETTINGS.format(home=tmp_path, bundle=bundle_path))
+    settings.write_text(agent_toml(tmp_path, reader={"bundle": str(bundle_path)}))
     (tmp_path / "inbox").mkdir()
     picture = (ROOT / "samples" / "form.png").read_bytes()
     (tmp_path / "inbox" / "form.png").write_bytes(picture)
@@ -141,8 +121,8 @@ def test_no_picture_and_no_planted_number_is_in_any_byte_that_leaves_nor_in_stat
         assert until(lambda: branch.is_ready("collector"), 20) < 20
         with Proxy(branch.port) as proxy:
             proxy.keep = True
-            settings = tmp_path / "agent.toml"
-            settings.write_text(SETTINGS.format(home=tmp_path, bundle=bundle_path) + MQTT.format(port=proxy.port))
+            settings, reader = tmp_path / "agent.toml", {"bundle": str(bundle_path)}
+            settings.write_text(agent_toml(tmp_path, reader=reader, mqtt=broker_here(proxy.port)))
             command = (*EDGE_OCR, "run", "-c", str(settings))
             with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True) as agent:
                 stored = until(lambda: rows_at_the_centre(branch) == 1, 60)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.clock import Clock
+from agent.durable import synchronize
 from agent.errors import FrameError, InputError
 from agent.header import is_complete, open_regular, parse_header
 from agent.sources.folder.inbox import is_temporary
@@ -90,7 +91,7 @@ class Spool:
         except (FrameError, InputError):
             return False
         path.rename(self.path / f"{run.name.removeprefix(_RUN)}-{name}")
-        _sync(self.path)
+        synchronize(self.path)
         return True
 
     def _date(self, descriptor: int) -> None:
@@ -113,11 +114,3 @@ class Spool:
                 (run / name).unlink()
         run.rmdir()
         return Collected(pages, cut)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

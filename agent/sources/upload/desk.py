@@ -19,6 +19,7 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
+from agent.durable import synchronize
 from agent.sources.upload.answers import Answers, Kept, Outcome
 from agent.sources.upload.body import Arrived
 from agent.sources.upload.problems import Problem, not_now
@@ -187,11 +188,7 @@ class Desk:
         """See to it that a loss of power does not undo a claim; whoever waited is now told to rely on it."""
         for folder in (self._claims / claim, self._claims):
             with suppress(OSError):  # it was read meanwhile
-                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+                synchronize(folder)
 
     # ------------------------------------------------------------------------------------------------- worker
 
