@@ -16,7 +16,14 @@ from tests.command import EDGE_OCR, environment, run
 os.environ["EDGE_OCR_LITE"] = "off"
 
 BUILD = Path(__file__).parent.parent / "models" / "build"
-LONGEST = ("test_torture.py", "test_packages.py", "test_installer.py", "test_uplink_faults.py", "test_provision.py")
+LONGEST = (
+    "test_torture.py",
+    "test_packages.py",
+    "test_installer.py",
+    "test_debian_package.py",
+    "test_uplink_faults.py",
+    "test_provision.py",
+)
 """Below tests/system, the longest first."""
 
 # Examples must not depend on the day's luck, and a busy machine is no failure. For luck: --hypothesis-profile=deep

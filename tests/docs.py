@@ -37,6 +37,12 @@ def shell(document: str, more: str = "") -> str:
     return "".join(text for said, text in blocks(document) if said == wanted)
 
 
+def inline(document: str, start: str) -> list[str]:
+    """Return the commands that stand within sentences and begin so, one line each."""
+    found = re.findall(r"`([^`\n]+)`", _FENCE.sub("", text_of(document)))
+    return [f"{text}\n" for text in found if text.startswith(start)]
+
+
 def links(document: str) -> list[Path]:
     """Return the files that a document's links lead to."""
     here = (ROOT / document).parent

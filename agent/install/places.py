@@ -25,6 +25,7 @@ DROP_INS = Path("/etc/systemd/system")
 DROP_IN = "10-settings.conf"  # agent.units.NAME
 USER = "edge-ocr"
 NAME = "edge-ocr"
+TARGET = "edge-ocr.target"
 
 
 class Manner(NamedTuple):

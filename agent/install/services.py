@@ -68,6 +68,17 @@ def of_new_box(release: Path) -> States:
     return States(active=tuple(unit for unit in units if unit not in once), once=once)
 
 
+def added(release: Path, before: Path) -> States:
+    """Return what is to run of a release that the one before it did not have."""
+    known = names(before)
+    return only(of_new_box(release), [unit for unit in names(release) if unit not in known])
+
+
+def both(one: States, other: States) -> States:
+    """Return what is in either."""
+    return States(*(tuple(dict.fromkeys((*here, *there))) for here, there in zip(one, other, strict=True)))
+
+
 def look(units: Iterable[str]) -> States:
     """Return how units are now."""
     if not alive():
@@ -152,9 +163,18 @@ def enable(release: Path, units: Iterable[str], manner: Manner) -> None:
 
 def disable(unit: str) -> None:
     """Take the links away that have a unit started."""
-    for link in DROP_INS.glob(f"*.wants/{unit}"):
-        link.unlink()
-        _remove_empty(link.parent)
+    for folder in list(DROP_INS.glob("*.wants")):
+        link = folder / unit
+        if link.is_symlink():  # one that leads nowhere any more, too, which glob() does not see
+            link.unlink()
+            _remove_empty(folder)
+
+
+def forget(unit: str) -> None:
+    """Have nothing of a unit left that came with a release and goes with it, not even that it has failed."""
+    disable(unit)
+    if alive():
+        run(("systemctl", "reset-failed", unit), check=False)
 
 
 def reload() -> None:

@@ -31,6 +31,7 @@ from agent.install.places import (
     SETTINGS,
     STATE_DIR,
     SWITCHING,
+    TARGET,
     USER,
     Manner,
 )
@@ -60,11 +61,18 @@ class Before(NamedTuple):
         current: the release; None on a box without one.
         previous: the one before.
         states: of its services.
+        added: what the new release brings; on a box without one, all that is to run.
     """
 
     current: Path | None
     previous: Path | None
     states: States
+    added: States
+
+    @property
+    def new_units(self) -> tuple[str, ...]:
+        """Those that start with the system from now on."""
+        return (*self.added.active, *self.added.once)
 
 
 def install(source: Source, say: Say) -> None:
@@ -121,7 +129,7 @@ def roll_back(say: Say) -> None:
             raise InstallError("there is no release before this one to go back to")
         package = packages.verify(release)
         with _or_back() as undo:
-            _take_up(release, package, manner, undo, say)
+            _take_up(release, package, manner, undo, say, back=True)
 
 
 def uninstall(say: Say, *, purge: bool) -> None:
@@ -208,20 +216,34 @@ def _unpacked(source: Source, say: Say) -> Path:
     return place
 
 
-def _take_up(release: Path, package: Package, manner: Manner, undo: ExitStack, say: Say) -> None:
-    """Prepare the box for a release, try it, switch to it and start it."""
+def _take_up(release: Path, package: Package, manner: Manner, undo: ExitStack, say: Say, *, back: bool = False) -> None:
+    """Prepare the box for a release, try it, switch to it and start it; on the way back nothing is new."""
     _prepare(release, undo, say)
     say("trying it: settings and a page")
     releases.try_out(release, package)
-    current = releases.pointed_at(CURRENT)
-    before = Before(current, releases.pointed_at(PREVIOUS), services.look(services.lasting(current or release)))
+    before = _before(release, back=back)
     undo.callback(_put_back, before, manner, say)
     releases.begin_switch(before.current, before.previous)
     _switch(release, package, before, manner)
-    states = services.of_new_box(release) if before.current is None else before.states
-    services.start(services.only(states, services.names(release)))
+    services.start(services.only(_to_run(before), services.names(release)))
     releases.end_switch()
     say(f"installed: {package.about}" + ("" if services.alive() else "; it starts with the system"))
+
+
+def _to_run(before: Before) -> States:
+    if before.current is None:
+        return before.added
+    if TARGET not in before.states.active:  # somebody has stopped the agent
+        return before.states
+    return services.both(before.states, before.added)
+
+
+def _before(release: Path, *, back: bool) -> Before:
+    current, previous = releases.pointed_at(CURRENT), releases.pointed_at(PREVIOUS)
+    if current is None:
+        return Before(None, previous, services.look(services.lasting(release)), services.of_new_box(release))
+    added = States() if back else services.added(release, current)
+    return Before(current, previous, services.look(services.lasting(current)), added)
 
 
 def _prepare(release: Path, undo: ExitStack, say: Say) -> None:
@@ -245,8 +267,7 @@ def _switch(release: Path, package: Package, before: Before, manner: Manner) -> 
     releases.point(CURRENT, release)
     services.put(release, manner)
     _drop_ins(release)
-    if before.current is None:
-        services.enable(release, services.to_start(release), manner)
+    services.enable(release, before.new_units, manner)
     manner.command.parent.mkdir(parents=True, exist_ok=True)
     if not manner.command.is_symlink():
         manner.command.symlink_to(CURRENT / "venv/bin/edge-ocr")
@@ -261,7 +282,8 @@ def _put_back(before: Before, manner: Manner, say: Say) -> None:
         releases.point(CURRENT, old)
         releases.point(PREVIOUS, before.previous)
         say(f"going back to {old.name if old else 'what was there before'}")
-        _try_each((*_units_of(old, manner), services.reload), say)
+        forget = tuple(partial(services.forget, unit) for unit in before.new_units)
+        _try_each((*_units_of(old, manner), *forget, services.reload), say)
         for failure in services.starting(before.states):
             say(f"on the way back: {failure}")
     finally:

@@ -9,64 +9,28 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.command import Ran
-from tests.pack_kit import BROKEN_CODE, SAMPLE, Release, changed, light
-from tests.system import root as roots
+from tests.pack_kit import BROKEN_CODE, SAMPLE, Release, changed
+from tests.system.installed import (
+    INSTALL,
+    NEW,
+    OLD,
+    OWN_SETTINGS,
+    SETTINGS,
+    assert_kept,
+    put_own,
+    releases,
+    version,
+)
 from tests.system.root import Root
 
-OLD, NEW = "1.0.0", "2.0.0"
-INSTALL = "/opt/edge-ocr/current/install.py"
-SETTINGS = "/etc/edge-ocr/agent.toml"
 UNIT = "/usr/local/lib/systemd/system/edge-ocr-worker.service"
-OWN_SETTINGS = 'device = "branch-7"\n'
 MAIN = "venv/lib/python3.11/site-packages/agent/__main__.py"
 STEPS = "rename,renameat,renameat2,symlink,symlinkat,unlink,unlinkat,fsync,mkdir"
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    if reason := roots.why_not():
-        pytest.skip(reason)
-    with roots.unpacked(tmp_path_factory.mktemp("debian")) as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def old(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    return light(tmp_path_factory.mktemp("old") / "tree")
-
-
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for package files."""
-    return tmp_path_factory.mktemp("shelf")
-
-
-@pytest.fixture(scope="module")
-def new_release(old: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    return changed(old, tmp_path_factory.mktemp("new") / "tree", NEW, {})
-
-
-@pytest.fixture(scope="module")
-def new(new_release: Release, shelf: Path) -> Path:
-    return new_release.run_file(shelf)
-
-
-@pytest.fixture(scope="module")
-def first(old: Release, shelf: Path) -> Path:
-    return old.run_file(shelf)
-
-
-@pytest.fixture
-def bare(files: Path, tmp_path: Path) -> Iterator[Root]:
-    """A box with nothing of ours."""
-    with Root(tmp_path / "box", files) as box:
-        yield box
 
 
 @pytest.fixture
@@ -74,22 +38,8 @@ def box(bare: Root, first: Path) -> Root:
     """A box with the old release, settings of its own and a page that waits."""
     ran = bare.run("sh", bare.put(first))
     assert ran.status == 0, ran
-    bare.path(SETTINGS).write_text(OWN_SETTINGS)
-    bare.path("/var/lib/edge-ocr/inbox/page.txt").write_text("waits")
+    put_own(bare)
     return bare
-
-
-def version(box: Root) -> str:
-    return box.run("edge-ocr", "--version").out.strip().removeprefix("edge-ocr, version ")
-
-
-def releases(box: Root) -> set[str]:
-    return set(os.listdir(box.path("/opt/edge-ocr/releases")))
-
-
-def assert_kept(box: Root) -> None:
-    assert box.path(SETTINGS).read_text() == OWN_SETTINGS
-    assert box.path("/var/lib/edge-ocr/inbox/page.txt").read_text() == "waits"
 
 
 def assert_as_before(box: Root, ran: Ran, status: int) -> None:
@@ -331,6 +281,18 @@ def test_release_that_drops_a_unit_is_taken_back_with_it(box, old, tmp_path):
     assert box.run("python3", INSTALL, "--rollback").status == 0
     assert "edge-ocr-uplink.service" in os.listdir(box.path("/etc/systemd/system/edge-ocr.target.wants"))
     assert box.path(UNIT.replace("worker", "uplink")).exists()
+    assert box.run("python3", INSTALL, "--rollback").status == 0
+    assert box.run("python3", INSTALL, "--uninstall").status == 0
+    assert not [name for name in box.files() if ".wants/edge-ocr" in name]
+
+
+def test_unit_that_a_release_brings_starts_with_the_system(box, old, tmp_path):
+    wants = box.path("/etc/systemd/system/edge-ocr.target.wants")
+    (wants / "edge-ocr-worker.service").unlink()  # what the administrator has disabled stays so
+    unit = "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=edge-ocr.target\n"
+    more = changed(old, tmp_path / "more", NEW, {"systemd/edge-ocr-more.service": unit})
+    assert box.run("sh", box.put(more.run_file(tmp_path))).status == 0
+    assert {"edge-ocr-more.service", "edge-ocr-worker.service"} & set(os.listdir(wants)) == {"edge-ocr-more.service"}
 
 
 def traced(box: Root, package: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
@@ -370,96 +332,3 @@ def test_installation_killed_at_any_step_leaves_a_box_that_works_and_is_mended(b
         again = bare.run("sh", new_file)
         assert (again.status, version(bare), releases(bare)) == (0, NEW, {OLD, NEW}), (line, again)
         assert not os.path.lexists(bare.path("/opt/edge-ocr/switching"))
-
-
-# ------------------------------------------------------------------------------------------------ Debian packages
-
-
-@pytest.fixture(scope="module")
-def debs(old: Release, new_release: Release, shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    """Return Debian packages: the old release, the new one, and a newer one that does not work."""
-    broken = changed(old, tmp_path_factory.mktemp("deb") / "tree", "3.0.0", {"sample.png": "nothing"})
-    return tuple(release.deb_file(shelf) for release in (old, new_release, broken))
-
-
-def status(box: Root) -> str:
-    return box.run("dpkg-query", "-W", "-f", "${Version} ${db:Status-Status}", "edge-ocr").out
-
-
-@pytest.fixture
-def deb_box(bare: Root, debs: tuple[Path, ...]) -> Root:
-    """A box with the old release as a Debian package."""
-    ran = bare.run("dpkg", "-i", bare.put(debs[0]))
-    assert (ran.status, version(bare), status(bare)) == (0, OLD, f"{OLD} installed"), ran
-    bare.path(SETTINGS).write_text(OWN_SETTINGS)
-    bare.path("/var/lib/edge-ocr/inbox/page.txt").write_text("waits")
-    return bare
-
-
-def test_debian_package_is_upgraded_and_taken_back(deb_box, debs):
-    ran = deb_box.run("dpkg", "-i", deb_box.put(debs[1]))
-    assert (ran.status, version(deb_box), status(deb_box)) == (0, NEW, f"{NEW} installed"), ran
-    assert "not empty" not in ran.err
-    assert deb_box.run("python3", INSTALL, "--rollback").status == 0
-    assert version(deb_box) == OLD
-    assert deb_box.run("dpkg", "-i", f"/root/{debs[1].name}").status == 0  # once more, over the one taken back
-    assert version(deb_box) == NEW
-    assert_kept(deb_box)
-
-
-def test_debian_package_that_does_not_work_leaves_the_old_one_running(deb_box, debs):
-    failed = deb_box.run("dpkg", "-i", deb_box.put(debs[2]))
-    assert failed.status != 0 and "lines are not found" in failed.err, failed
-    assert (version(deb_box), status(deb_box)) == (OLD, "3.0.0 half-configured")
-    assert_kept(deb_box)
-    again = deb_box.run("dpkg", "--configure", "-a")
-    assert (again.status != 0, version(deb_box)) == (True, OLD)
-    assert deb_box.run("dpkg", "-i", deb_box.put(debs[1])).status == 0
-    assert (version(deb_box), status(deb_box)) == (NEW, f"{NEW} installed")
-
-
-def test_debian_package_that_is_cut_off_in_the_middle_leaves_one_that_works(deb_box, debs, tmp_path):
-    cut = tmp_path / "cut.deb"
-    cut.write_bytes(debs[1].read_bytes()[:-20_000])
-    failed = deb_box.run("dpkg", "-i", deb_box.put(cut))
-    assert failed.status != 0
-    assert (version(deb_box), status(deb_box)) == (OLD, f"{OLD} installed")
-    assert deb_box.run("dpkg", "-i", deb_box.put(debs[1])).status == 0
-    assert version(deb_box) == NEW
-
-
-def test_removed_debian_package_leaves_settings_and_data_and_purged_nothing(bare, debs):
-    before = bare.files()
-    for package in debs[:2]:
-        assert bare.run("dpkg", "-i", bare.put(package)).status == 0
-    bare.path(SETTINGS).write_text(OWN_SETTINGS)
-    bare.path("/var/lib/edge-ocr/inbox/page.txt").write_text("waits")
-    removed = bare.run("dpkg", "-r", "edge-ocr")
-    assert (removed.status, "not empty" in removed.err) == (0, False), removed
-    assert bare.files() - before == {SETTINGS, "/var/lib/edge-ocr/inbox/page.txt"}
-    assert_kept(bare)
-    bare.run("mount", "-t", "tmpfs", "tmpfs", "/var/lib/edge-ocr/inbox")
-    refused = bare.run("dpkg", "-P", "edge-ocr")
-    assert (refused.status, "/var/lib/edge-ocr/inbox is a mount" in refused.err) == (1, True), refused
-    assert bare.path(SETTINGS).exists()
-    bare.run("umount", "/var/lib/edge-ocr/inbox")
-    bare.run("sh", "-c", "mv /var/lib/edge-ocr /srv/data && ln -s /srv/data /var/lib/edge-ocr")
-    refused = bare.run("dpkg", "-P", "edge-ocr")
-    assert (refused.status, "/var/lib/edge-ocr leads to /srv/data" in refused.err) == (1, True), refused
-    bare.run("sh", "-c", "rm /var/lib/edge-ocr && mv /srv/data /var/lib/edge-ocr")
-    assert bare.run("dpkg", "-P", "edge-ocr").status == 0
-    assert bare.files() == before
-
-
-def test_package_of_either_kind_leaves_one_of_the_other_alone(deb_box, first, debs):
-    ran = deb_box.run("sh", deb_box.put(first))
-    assert (ran.status, "the Debian package of edge-ocr is installed" in ran.err) == (69, True)
-    removed = deb_box.run("python3", INSTALL, "--uninstall")
-    assert (removed.status, "apt-get remove edge-ocr" in removed.err) == (69, True)
-    assert deb_box.run("dpkg", "-P", "edge-ocr").status == 0
-    assert deb_box.run("sh", f"/root/{first.name}").status == 0
-    refused = deb_box.run("dpkg", "-i", f"/root/{debs[0].name}")
-    assert refused.status != 0 and "installed by a .run already" in refused.err
-    assert version(deb_box) == OLD
-    purged = deb_box.run("dpkg", "-P", "edge-ocr")  # what is left of it in dpkg's list
-    assert (purged.status, version(deb_box), deb_box.path(SETTINGS).exists()) == (0, OLD, True), purged

@@ -18,49 +18,24 @@ import pytest
 
 from agent.install.package import encode
 from tests.command import ROOT
-from tests.docs import shell
+from tests.docs import inline, shell
 from tests.pack_kit import Release, build, changed, light
 from tests.system import machine as machines
-from tests.system import root as roots
 from tests.system.branch import until
+from tests.system.installed import INSTALL, SETTINGS, assert_kept, put_own, version
 from tests.system.machine import Machine
 from tests.system.root import Root
 
 HERE = os.uname().machine
 OLD, NEW = "0.1.0", "0.2.0"
-INSTALL = "/opt/edge-ocr/current/install.py"
-SETTINGS = "/etc/edge-ocr/agent.toml"
 SAMPLE = "/opt/edge-ocr/current/sample.png"
 WORKER, UPLINK = "edge-ocr-worker.service", "edge-ocr-uplink.service"
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for package files."""
-    return tmp_path_factory.mktemp("shelf")
-
-
-@pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory, portable_path: Path) -> Release:
+    """This checkout's release, in place of the small one that the others try."""
     return build(tmp_path_factory.mktemp("old"), HERE, "3.11", portable_path)
-
-
-@pytest.fixture(scope="module")
-def first(old: Release, shelf: Path) -> Path:
-    return old.run_file(shelf)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    if reason := roots.why_not():
-        pytest.skip(reason)
-    with roots.unpacked(tmp_path_factory.mktemp("debian")) as folder:
-        yield folder
-
-
-def version(box: Root | Machine) -> str:
-    said = box.run("/opt/edge-ocr/current/venv/bin/edge-ocr", "--version")
-    return said.out.strip().removeprefix("edge-ocr, version ")
 
 
 def assert_reads(box: Root) -> None:
@@ -79,8 +54,7 @@ def assert_goes_all_its_ways(box: Root, package: Path, other: Path, broken: Path
     assert_reads(box)
     written = box.run("find", "/opt/edge-ocr", "-newer", SAMPLE, "-name", "*.pyc", "-newer", SETTINGS).out
     assert written == ""  # all modules were compiled when it was installed: the services may not write there
-    box.path(SETTINGS).write_text('device = "branch-7"\n')
-    box.path("/var/lib/edge-ocr/inbox/page.txt").write_text("waits")
+    put_own(box)
     ran = box.run("sh", box.put(broken))
     assert (ran.status, version(box)) == (69, OLD), ran
     assert "cannot read its sample page" in ran.err
@@ -89,8 +63,7 @@ def assert_goes_all_its_ways(box: Root, package: Path, other: Path, broken: Path
     assert_reads(box)
     assert box.run("python3", INSTALL, "--uninstall").status == 0
     assert not box.path("/opt/edge-ocr").exists()
-    assert box.path(SETTINGS).read_text() == 'device = "branch-7"\n'
-    assert box.path("/var/lib/edge-ocr/inbox/page.txt").read_text() == "waits"
+    assert_kept(box)
 
 
 def others(release: Release, folder: Path) -> tuple[Path, Path]:
@@ -207,6 +180,22 @@ def test_service_that_was_stopped_stays_so(machine, tmp_path):
     assert (version(machine), active(machine)[:2]) == (OLD, ["active", "inactive"])
 
 
+@pytest.mark.parametrize(("runs", "stays"), [("/bin/sleep 1000", True), ("/bin/false", False)])
+def test_service_that_a_release_brings_is_started_or_all_is_taken_back(machine, tmp_path, runs, stays):
+    unit = f"[Service]\nExecStart={runs}\n[Install]\nWantedBy=edge-ocr.target\n"
+    more = changed(light(tmp_path / "light"), tmp_path / "more", NEW, {"systemd/edge-ocr-more.service": unit})
+    status, out, err = install(machine, more.run_file(tmp_path))
+    link = f"/proc/{machine.init}/root/etc/systemd/system/edge-ocr.target.wants/edge-ocr-more.service"
+    assert (status, version(machine)) == ((0, NEW) if stays else (69, OLD)), (out, err)
+    assert os.path.lexists(link) == stays
+    assert machine.show("edge-ocr-more.service", "ActiveState") == ("active" if stays else "inactive")
+    assert stays or "edge-ocr-more.service ends right after its start" in err
+    if stays:
+        assert machine.run("python3", INSTALL, "--rollback", timeout_s=300).status == 0
+        assert machine.show("edge-ocr-more.service", "ActiveState") == "inactive"
+    assert active(machine) == ["active"] * 3
+
+
 def failed(machine: Machine, commands: str) -> tuple[list[str], str]:
     """Run a document's commands; returns those that failed, each with its status, and all that they printed."""
     told = "PATH=$PATH:/usr/local/bin\ncd /tmp\ntrap 'echo \"FAILED $? $BASH_COMMAND\"' ERR\n"
@@ -235,6 +224,9 @@ def test_uninstalling_stops_the_services(machine):
 def test_commands_of_installing_work(machine, first):
     """Last: they begin with the package, and end with its removal."""
     shutil.copyfile(first, f"/proc/{machine.init}/root/tmp/edge-ocr.run")
-    wrong, out = failed(machine, shell("docs/INSTALL.md", "box"))
+    for user in ("teller", "frontend"):
+        assert machine.run("useradd", user).status == 0
+    wrong, out = failed(machine, shell("docs/INSTALL.md", "box") + "".join(inline("docs/INSTALL.md", "systemctl ")))
     assert set(wrong) <= {"1 edge-ocr status", "1 edge-ocr check"}, out
     assert re.search(r"pending .* scans +10 ", out), out  # the row
+    assert "edge-ocr-upload" in machine.run("id", "frontend").out
