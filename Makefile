@@ -50,7 +50,7 @@ test: ## set up, lint, check types, run the tests
 
 test-arm64: ## install and read on a bare arm64 Debian 12, emulated; root only; LITE_LIB=ARCHIVE: on Paddle Lite too
 	@sh scripts/setup.sh agent $(GROUPS)
-	@sh scripts/setup.sh programs g++-aarch64-linux-gnu mmdebstrap qemu-user-static || true
+	@sh scripts/setup.sh programs g++-aarch64-linux-gnu mmdebstrap qemu-user-static $(ENGINE) || true
 	@test -e $(BOX_BUNDLE)/bundle.toml || .venv/bin/edge-ocr convert $(RECIPE) --target portable --no-measure
 	@test -e $(ARM_BUNDLE)/bundle.toml || .venv/bin/edge-ocr convert $(RECIPE) --target aarch64 --no-measure
 	$(if $(LITE_LIB),EDGE_OCR_ARM_LITE_LIB=$(LITE_LIB)) .venv/bin/python -m pytest -v -s tests/arm64 </dev/null

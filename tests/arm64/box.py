@@ -12,14 +12,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from agent.lite.place import cache
 from tests.command import run_watched
 
-SUITE = "bookworm"
 PYTHON = "3.11"
 SCRIPT = Path(__file__).with_suffix(".sh")
 TIMEOUT_S = 1500
-MAKING_TIMEOUT_S = 1800
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 EMULATOR = "qemu-aarch64-static"
@@ -154,23 +151,3 @@ def _serves(entry: Path) -> bool:
     lines = entry.read_text().splitlines()
     flags = next((line.split()[-1] for line in lines if line.startswith("flags:")), "")
     return lines[0] == "enabled" and "F" in flags and any(line.endswith("0200b700") for line in lines)
-
-
-def debian() -> Path:
-    """Return the folder of a Debian 12 for arm64 with Python and nothing else; made once, then kept in the cache.
-
-    Raises:
-        CalledProcessError: it cannot be made, for instance without a network.
-    """
-    place = cache() / "roots" / f"{SUITE}-arm64"
-    if not place.exists():
-        fresh = place.with_name(f".{place.name}")
-        shutil.rmtree(fresh, ignore_errors=True)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        # Its mounts are its own: what is killed in the middle leaves none of this machine's devices below.
-        alone = ("unshare", "--mount", "--pid", "--fork", "--propagation", "private", "--kill-child")
-        what = ("--architectures=arm64", "--variant=minbase", "--include=python3", "--mode=root", SUITE, fresh)
-        command = (*alone, "mmdebstrap", "--quiet", *what)
-        subprocess.run(command, check=True, capture_output=True, timeout=MAKING_TIMEOUT_S, text=True)
-        fresh.rename(place)
-    return place

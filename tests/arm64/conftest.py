@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.arm64.box import Box, Told, debian, emulation, why_not
+from tests.arm64.box import Box, Told, emulation, why_not
 from tests.arm64.packages import pack
+from tests.system import root, roots
 
 
 class Installed(NamedTuple):
@@ -42,13 +43,14 @@ def emulated() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def bare(emulated: None, tmp_path_factory: pytest.TempPathFactory) -> Box:
+def bare(emulated: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     """A bare Debian 12 for arm64; to be copied."""
     try:
-        return Box(tmp_path_factory.mktemp("bare"), (debian(),))
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        pytest.skip(f"no Debian for arm64 can be made here, which needs a network: {last}")
+        archive = roots.with_python("arm64")
+    except roots.NoRoot as error:
+        pytest.skip(f"no Debian for arm64 can be made here, which needs a network: {error}")
+    with root.unpacked(tmp_path_factory.mktemp("debian"), archive) as files:
+        yield Box(tmp_path_factory.mktemp("bare"), (files,))
 
 
 @pytest.fixture(scope="session")

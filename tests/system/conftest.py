@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.pack_kit import Release, changed, light
-from tests.system import root as roots
+from tests.system import root, roots
 from tests.system.installed import NEW
 from tests.system.root import Root
 
@@ -16,9 +16,9 @@ from tests.system.root import Root
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A bare Debian 12, unpacked."""
-    if reason := roots.why_not():
+    if reason := root.why_not():
         pytest.skip(reason)
-    with roots.unpacked(tmp_path_factory.mktemp("debian")) as folder:
+    with root.unpacked(tmp_path_factory.mktemp("debian"), roots.with_python()) as folder:
         yield folder
 
 

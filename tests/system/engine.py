@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ driver = "overlay"
 graphroot = "{home}/storage"
 runroot = "/run/containers/storage"
 """
+TIMEOUT_S = 1800
+"""Of a build that is emulated."""
 TRUST = ("/usr/local/share/ca-certificates", "/etc/pip.conf")
 """What this machine's own clients trust and ask, for the steps of a build."""
 TRUSTS = "ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt"
@@ -39,6 +42,8 @@ def why_not() -> str:
     """Return why this machine can have none; "" when it can."""
     if os.geteuid() != 0:
         return "a container engine of the tests' own needs root"
+    if shutil.which("podman") is None:
+        return "podman is not installed: apt-get install podman"
     tried = subprocess.run(("unshare", "--mount", "--net", "--pid", "--fork", "true"), capture_output=True)
     return "" if tried.returncode == 0 else f"no namespaces here: {tried.stderr.decode().strip()}"
 
@@ -89,19 +94,26 @@ class Engine:
         """Run podman."""
         return self.run("podman", *arguments)
 
-    def take(self, archive: Path, tag: str) -> None:
+    def take(self, archive: Path, tag: str, architecture: str = "amd64") -> None:
         """Make an image of an archive of files."""
-        ran = self.podman("import", "--change", TRUSTS, archive, tag)
+        ran = self.podman("import", "--change", TRUSTS, "--os=linux", f"--arch={architecture}", archive, tag)
         assert ran.status == 0, ran.err
 
-    def build(self, dockerfile: Path, context: Path, tag: str) -> Ran:
-        """Build an image by a Dockerfile, from images that are there; its steps have the network."""
+    def build(self, dockerfile: Path, context: Path, tag: str, *more: str) -> Ran:
+        """Build an image by a Dockerfile, from images that are there; its steps have the network.
+
+        Args:
+            dockerfile: how.
+            context: what it copies from.
+            tag: the image's name.
+            more: options of `podman build`.
+        """
         trusted = [f"--volume={path}:{path}:ro" for path in TRUST if os.path.exists(path)]
         return self.run(
             *("podman", "build", "--network=host", "--pull=never", "--layers=false", "--format=docker", *trusted),
-            *("-f", dockerfile, "-t", tag, context),
+            *(*more, "-f", dockerfile, "-t", tag, context),
             online=True,
-            timeout_s=580,
+            timeout_s=TIMEOUT_S,
         )
 
     def inspect(self, name: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tests.command import Ran
 from tests.system.branch import until
-from tests.system.roots import with_python
 
 SCRIPT = Path(__file__).with_suffix(".sh")
 
@@ -27,9 +26,8 @@ def why_not() -> str:
 
 
 @contextmanager
-def unpacked(folder: Path) -> Iterator[Path]:
-    """Give a bare box's files; in memory, as an installation waits for its disk, and others write to this machine's."""
-    archive = with_python()
+def unpacked(folder: Path, archive: Path) -> Iterator[Path]:
+    """Give a system's files; in memory, as an installation waits for its disk, and others write to this machine's."""
     subprocess.run(("mount", "-t", "tmpfs", "tmpfs", folder), check=True)
     try:
         # The script brings devices.

@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,16 +21,12 @@ import yaml
 from agent import __version__, heartbeat
 from agent.health import WATCHDOG_S
 from tests.command import ROOT, Ran
-from tests.conftest import built
 from tests.system import engine, roots
 from tests.system.branch import until
 from tests.system.engine import Engine
-from tests.test_container import AGENT, COMPOSE, of
+from tests.system.images import CLOSED, IMAGE, MAX_MB, base, checkout, installed_mb
+from tests.test_container import AGENT, COMPOSE
 
-IMAGE = f"edge-ocr:{__version__}"
-BUNDLE = "models/build/ppocr-v4-portable-fp32"
-MAX_MB = 450
-CLOSED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=none")
 # Debian's mosquitto where the registry's image has its own.
 BROKER = """
 FROM {base}
@@ -53,17 +47,6 @@ for path in ("/opt/edge-ocr/x", "/etc/x", "/usr/x", "/var/lib/edge-ocr/x", "/tmp
 """
 
 
-def checkout(home: Path) -> Path:
-    """Return a copy of what a build is given: what git has, and a bundle."""
-    names = subprocess.run(("git", "ls-files", "-z"), cwd=ROOT, capture_output=True, check=True).stdout.decode()
-    for name in names.rstrip("\0").split("\0"):
-        if (ROOT / name).is_file():
-            (home / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, home / name)
-    shutil.copytree(built(Path(BUNDLE).name), home / BUNDLE)
-    return home
-
-
 @pytest.fixture(scope="module")
 def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """An engine that has the image, built for this machine."""
@@ -74,10 +57,9 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     home = tmp_path_factory.mktemp("engine")
     docker = Engine(home)
     try:
-        base = of(AGENT, "ARG")[0].removeprefix("BASE=")
-        docker.take(roots.slim(), base)
+        docker.take(roots.slim(), base())
         (home / "broker").mkdir()
-        (home / "broker" / "Dockerfile").write_text(BROKER.format(base=base))
+        (home / "broker" / "Dockerfile").write_text(BROKER.format(base=base()))
         broker = yaml.safe_load(COMPOSE.read_text())["services"]["mosquitto"]["image"]
         for dockerfile, tag in ((AGENT, IMAGE), (home / "broker" / "Dockerfile", broker)):
             context = home / "broker" if tag == broker else checkout(home / "checkout")
@@ -101,27 +83,8 @@ def test_image_has_what_the_dockerfile_says(docker):
     assert not [name for name in config["Env"] if re.search(r"PIP|PROXY|UV_", name)]
 
 
-SIZES = """
-import os
-parts = ("/opt/edge-ocr/current/bundle", "/opt/edge-ocr/current/venv", "/usr/lib/python3", "/")
-seen, sizes = set(), dict.fromkeys(parts, 0)
-for folder, folders, names in os.walk("/"):
-    folders[:] = [name for name in folders if os.path.join(folder, name) not in ("/proc", "/sys", "/dev", "/run")]
-    part = next(part for part in parts if folder.startswith(part))
-    for found in (os.lstat(os.path.join(folder, name)) for name in (*names, ".")):
-        if found.st_ino not in seen:
-            seen.add(found.st_ino)
-            sizes[part] += found.st_blocks * 512
-print("".join(f"{size / 1e6:.1f} {part}\\n" for part, size in sizes.items()), end="")
-"""
-
-
 def test_installed_tree_is_small(docker, capsys):
-    ran = docker.podman(
-        "run", "--rm", *CLOSED, "--user=0", "--cap-add=DAC_READ_SEARCH", "--entrypoint=python3", IMAGE, "-c", SIZES
-    )
-    assert ran.status == 0, ran.err
-    sizes = {part: float(size) for size, part in (line.split() for line in ran.out.splitlines())}
+    sizes = installed_mb(docker, IMAGE)
     with capsys.disabled():
         print(f"\ninstalled tree: {sum(sizes.values()):.0f} MB: {json.dumps(sizes)}")
     assert sum(sizes.values()) <= MAX_MB
