@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-arm64 test-container bench torture soak package lint format samples clean
+.PHONY: help setup demo test test-offline test-arm64 test-container bench torture soak package lint format samples clean
 
 BUNDLE := models/build/ppocr-v4-x86_64-fp32
 RECIPE := models/ppocr-v4.toml
@@ -48,7 +48,12 @@ test: ## set up, lint, check types, run the tests
 		.venv/bin/edge-ocr convert $(RECIPE) --target $$target --no-measure || exit 1; done
 	.venv/bin/python -m pytest -q -n 2 --dist loadfile -m 'not arm64' </dev/null
 
-test-arm64: ## install and read on a bare arm64 Debian 12, emulated; root only; LITE_LIB=ARCHIVE: on Paddle Lite too
+test-offline: ## the tests but those below tests/system, once more where there is no network but loopback
+	@sh scripts/setup.sh agent $(GROUPS)
+	unshare $$([ "$$(id -u)" = 0 ] || echo --map-root-user) --net sh -c 'ip link set lo up && exec \
+		.venv/bin/python -m pytest -q -n 2 --dist loadfile -m "not system and not arm64"' </dev/null
+
+test-arm64: ## install, read, and build the image on a bare arm64 Debian 12, emulated; root only; LITE_LIB=ARCHIVE
 	@sh scripts/setup.sh agent $(GROUPS)
 	@sh scripts/setup.sh programs g++-aarch64-linux-gnu mmdebstrap qemu-user-static $(ENGINE) || true
 	@test -e $(BOX_BUNDLE)/bundle.toml || .venv/bin/edge-ocr convert $(RECIPE) --target portable --no-measure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,10 @@ LONGEST = (
     "test_provision.py",
 )
 """Below tests/system, the longest first."""
+
+# In the background of a shell this process ignores Ctrl-C, and so would all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Examples must not depend on the day's luck, and a busy machine is no failure. For luck: --hypothesis-profile=deep
 settings.register_profile("suite", deadline=None, derandomize=True)
