@@ -70,6 +70,7 @@ def test_image_reads_a_page_without_network_or_anything_to_write(docker):
 
 
 def test_container_tells_whether_its_programs_are_alive(docker):
-    ran = docker.podman("run", "--rm", *CLOSED, IMAGE, "alive")
+    settings = ("-v", f"{ROOT}/systemd/agent.toml:/etc/edge-ocr/agent.toml:ro")
+    ran = docker.podman("run", "--rm", *CLOSED, *settings, IMAGE, "alive")
     assert ran.status != 0
     assert "worker: not running" in ran.out + ran.err
