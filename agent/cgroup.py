@@ -1,7 +1,12 @@
-"""What the kernel allows this process and its neighbours together: the memory limit of its control group, v1 or v2."""
+"""What the kernel allows this process and its neighbours together: the memory limit of its control group, v1 or v2.
+
+Looked at after every page, so with plain strings: pathlib interns each part of a path, and the table of interned
+strings takes 24 bytes for each, dead or alive, until it is built anew.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -31,60 +36,65 @@ def look(root: Path = Path("/")) -> Group:
         root: where /proc and /sys are.
     """
     try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="ascii").splitlines()
+        lines = _text(f"{root}/proc/self/cgroup").splitlines()
     except (OSError, UnicodeDecodeError):
         return Group()
     paths = {part[1]: part[2] for line in lines if len(part := line.split(":", 2)) == 3}
-    home = root / "sys/fs/cgroup"
+    home = f"{root}/sys/fs/cgroup"
     if "memory" in paths:
-        return _first_version(home / "memory", paths["memory"])
+        return _first_version(f"{home}/memory", paths["memory"])
     return _second_version(home, paths[""]) if "" in paths else Group()
 
 
-def _first_version(home: Path, path: str) -> Group:
+def _first_version(home: str, path: str) -> Group:
     inner = _folders(home, path)[0]
-    limit = _statistic(inner / "memory.stat", "hierarchical_memory_limit")
-    caches = _statistic(inner / "memory.stat", "total_inactive_file")
+    limit = _statistic(f"{inner}/memory.stat", "hierarchical_memory_limit")
+    caches = _statistic(f"{inner}/memory.stat", "total_inactive_file")
     return Group(
         0 if limit >= UNLIMITED else limit,
-        max(0, _number(inner / "memory.usage_in_bytes") - caches),
-        _number(inner / "memory.failcnt"),
+        max(0, _number(f"{inner}/memory.usage_in_bytes") - caches),
+        _number(f"{inner}/memory.failcnt"),
     )
 
 
-def _second_version(home: Path, path: str) -> Group:
+def _second_version(home: str, path: str) -> Group:
     folders = _folders(home, path)
     limits = [
-        limit for folder in folders for name in ("memory.max", "memory.high") if (limit := _number(folder / name))
+        limit for folder in folders for name in ("memory.max", "memory.high") if (limit := _number(f"{folder}/{name}"))
     ]
-    caches = _statistic(folders[0] / "memory.stat", "inactive_file")
+    caches = _statistic(f"{folders[0]}/memory.stat", "inactive_file")
     return Group(
         min(limits, default=0),
-        max(0, _number(folders[0] / "memory.current") - caches),
-        _statistic(folders[0] / "memory.events", "high") + _statistic(folders[0] / "memory.events", "max"),
+        max(0, _number(f"{folders[0]}/memory.current") - caches),
+        _statistic(f"{folders[0]}/memory.events", "high") + _statistic(f"{folders[0]}/memory.events", "max"),
     )
 
 
-def _folders(home: Path, path: str) -> list[Path]:
+def _folders(home: str, path: str) -> list[str]:
     """Return a group's folder and those above it that can be seen; in a container its own may be the root."""
-    inner = home / path.lstrip("/")
-    if not inner.is_dir() or ".." in inner.parts:
+    parts = [part for part in path.split("/") if part]
+    if ".." in parts or not os.path.isdir("/".join((home, *parts))):
         return [home]
-    return [inner, *(folder for folder in inner.parents if folder == home or home in folder.parents)]
+    return ["/".join((home, *parts[:count])) for count in range(len(parts), -1, -1)]
 
 
-def _number(path: Path) -> int:
+def _text(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()
+
+
+def _number(path: str) -> int:
     """Return the number in a file; 0 for "max" and where there is no such file."""
     try:
-        return int(path.read_text(encoding="ascii"))
+        return int(_text(path))
     except (OSError, ValueError):
         return 0
 
 
-def _statistic(path: Path, name: str) -> int:
+def _statistic(path: str, name: str) -> int:
     """Return the number behind a name in a file of "NAME NUMBER" lines; 0 where there is none."""
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
+        lines = _text(path).splitlines()
         return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
     except (OSError, ValueError, IndexError):
         return 0

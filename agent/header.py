@@ -176,7 +176,7 @@ def open_regular(path: Path) -> BinaryIO:
     return handle
 
 
-def printable(path: Path) -> str:
+def printable(path: Path | str) -> str:
     """Return a path as valid Unicode; bytes that are no UTF-8 as backslash escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 

@@ -107,11 +107,11 @@ S = TypeVar("S", WorkerState, UplinkState)
 
 def write_state(state_dir: Path, role: Role, state: WorkerState | UplinkState) -> None:
     """Replace a program's state file. It is for people to look at: a full disk must not stop the program."""
-    path = state_dir / f"{role}.json"
-    fresh = path.with_suffix(".new")
+    fresh = f"{state_dir}/{role}.new"  # a plain string: pathlib would intern its parts, at every page (cgroup.py)
     with contextlib.suppress(OSError):
-        fresh.write_bytes(msgspec.json.encode(_utf8(state)) + b"\n")
-        fresh.replace(path)
+        with open(fresh, "wb") as file:
+            file.write(msgspec.json.encode(_utf8(state)) + b"\n")
+        os.replace(fresh, f"{state_dir}/{role}.json")
 
 
 def _utf8(state: WorkerState | UplinkState) -> WorkerState | UplinkState:

@@ -59,7 +59,8 @@ def worker_command(path: Path) -> None:
     from agent import heap
 
     config = load(path, AgentConfig, check_files=False)  # keys are the uplink's to read
-    heap.set_up(large_pages=config.memory.large_pages)  # first: what is imported below would be for nothing
+    if config.memory.large_pages:
+        heap.use_large_pages()  # first: what is imported below would be for nothing
     from agent import worker
 
     worker.run(config)

@@ -71,6 +71,7 @@ class Worker:
             notifier: is told of readiness and of progress.
         """
         self._config = config
+        self._state_dir = Path(config.state_dir)
         self._outbox = outbox
         self._sources = {source.name: source for source in sources}
         self._open_reader = open_reader
@@ -367,7 +368,7 @@ class Worker:
             rss_mb=round(health.resident_mb(), 1),
             peak_mb=round(max(self._ceiling.most_mb, health.peak_mb()), 1),
         )
-        health.write_state(Path(self._config.state_dir), "worker", told)
+        health.write_state(self._state_dir, "worker", told)
         for source in self._sources.values():
             if isinstance(source, Attentive):
                 source.heed(told)

@@ -413,15 +413,9 @@ def test_sources_take_turns_however_much_waits_in_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("wanted", "environment_of", "started"),
-    [
-        ("true", {}, 2),
-        ("true", {"PYTHONMALLOC": "malloc"}, 2),
-        ("true", {"PYTHONMALLOC": "pymalloc", "GLIBC_TUNABLES": "glibc.malloc.check=0"}, 1),
-        ("false", {}, 2),
-        ("false", {"PYTHONMALLOC": "malloc"}, 1),
-    ],
+    [("true", {}, 2), ("true", {"GLIBC_TUNABLES": "glibc.malloc.check=0"}, 1), ("false", {}, 1)],
 )
-def test_worker_starts_itself_once_more_for_the_heap_it_wants(tmp_path, wanted, environment_of, started):
+def test_worker_starts_itself_once_more_for_large_memory_pages(tmp_path, wanted, environment_of, started):
     (tmp_path / "agent.toml").write_text(
         f'device = "a"\nstate_dir = "{tmp_path}/state"\n[memory]\nlarge_pages = {wanted}\n[reader]\nbundle = "none"\n'
     )

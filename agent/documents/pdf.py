@@ -33,6 +33,7 @@ PROCESS_BYTES = 20 * MB  # resident in the process: 13 before it has opened anyt
 MAPPED_BYTES = 28 * MB  # and what it has mapped then
 COUNT_BYTES = 28 * MB  # for the structure of a document
 
+_HERE = Path(__file__).parents[2]
 _END = b"%%EOF"
 _END_WITHIN_BYTES = 4096
 _TAIL_BYTES = 1 << 20
@@ -126,7 +127,7 @@ def _ask(order: dict[str, Any], path: Path, spare: int, seconds: int) -> dict[st
     descriptors = tuple(fd for fd in (order["source"], order["target"]) if fd >= 0)
     process = subprocess.Popen(
         [sys.executable, "-E", "-S", "-m", "agent.documents.press", json.dumps(order)],
-        cwd=Path(__file__).parents[2],
+        cwd=_HERE,
         env=plain_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -210,7 +210,7 @@ class FolderSource:
         self._inbox.drop(claimed)
         path = self._tree.place_of(claimed.claim, claimed.name)
         self._out[path] = claimed
-        name, kind = printable(Path(claimed.name)), _kind(status.st_mode)
+        name, kind = printable(claimed.name), _kind(status.st_mode)
         try:
             document = None if kind else look_into(path, self._documents)
         except (FrameError, InputError) as refusal:

@@ -301,7 +301,7 @@ def _free_name(shelf: int, name: str, note: str) -> str:
     Only this program puts files there, so the name is still free when it is used. A scanner that calls every page the
     same leaves thousands of numbers, so a free one is found by doubling and halving and not by counting.
     """
-    stem, suffix = os.path.splitext(printable(Path(name)))
+    stem, suffix = os.path.splitext(printable(name))
     if len(suffix) > _MAX_SUFFIX:
         stem, suffix = stem + suffix, ""
     high = 1
