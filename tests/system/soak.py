@@ -47,7 +47,7 @@ class Sample(msgspec.Struct, frozen=True):
         family_mb: its memory now and that of its processes.
         descriptors: open ones.
         threads: of the process.
-        pid: its number.
+        start: how often it had been started anew.
     """
 
     at_s: float
@@ -56,7 +56,7 @@ class Sample(msgspec.Struct, frozen=True):
     family_mb: float
     descriptors: int
     threads: int
-    pid: int
+    start: int
 
 
 class Watch:
@@ -109,7 +109,7 @@ class Watch:
                 own + beside,
                 process.num_fds(),
                 process.num_threads(),
-                state.pid,
+                self.restarts,
             )
         )
 
@@ -224,8 +224,7 @@ def _verdicts(home: Path, items: list[Item]) -> dict[str, Any]:
 
 
 def _memory(watch: Watch, limit_mb: int) -> dict[str, Any]:
-    last = watch.samples[-1].pages
-    settled = [sample for sample in watch.samples if sample.pages >= min(max(SETTLED * last, WARM), last / 2)]
+    settled = steady(watch.samples)
     grown, error = slope(settled)
     quarter = max(1, len(settled) // 4)
     ends = settled[:quarter], settled[-quarter:]
@@ -239,6 +238,14 @@ def _memory(watch: Watch, limit_mb: int) -> dict[str, Any]:
         "restarts": watch.restarts,
         "rebuilds": watch.rebuilds,
     }
+
+
+def steady(samples: list[Sample]) -> list[Sample]:
+    """Return the samples of the longest time without a restart, from when everything had been loaded once."""
+    ((start, _),) = Counter(sample.start for sample in samples).most_common(1)
+    longest = [sample for sample in samples if sample.start == start]
+    last = longest[-1].pages
+    return [sample for sample in longest if sample.pages >= min(max(SETTLED * last, WARM), last / 2)]
 
 
 def slope(samples: list[Sample]) -> tuple[float, float]:

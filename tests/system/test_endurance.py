@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.system.endurance import endure
-from tests.system.soak import Sample, slope
+from tests.system.soak import Sample, slope, steady
 
 PAGES = int(os.environ.get("PAGES", "200"))
 SEED = int(os.environ.get("SEED", "1"))
@@ -46,3 +46,12 @@ def test_growth_is_told_from_noise():
     assert grown == pytest.approx(5.0, abs=3 * error) and error < 0.5
     assert slope(samples[:50])[1] > 5
     assert slope([samples[0]] * 100) == (0.0, float("inf"))
+
+
+def test_growth_is_told_of_the_longest_time_without_a_restart():
+    short, long = (
+        [Sample(0.0, page, 1.0, 0.0, 9, 1, start) for page in range(count)] for start, count in ((0, 300), (1, 900))
+    )
+    assert [(sample.start, sample.pages) for sample in steady([*short, *long])] == [
+        (1, page) for page in range(90, 900)
+    ]
