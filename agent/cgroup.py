@@ -73,9 +73,8 @@ def _second_version(home: str, path: str) -> Group:
 def _folders(home: str, path: str) -> list[str]:
     """Return a group's folder and those above it that can be seen; in a container its own may be the root."""
     parts = [part for part in path.split("/") if part]
-    if ".." in parts or not os.path.isdir("/".join((home, *parts))):
-        return [home]
-    return ["/".join((home, *parts[:count])) for count in range(len(parts), -1, -1)]
+    folders = ["/".join((home, *parts[:count])) for count in range(len(parts), -1, -1)]
+    return folders if ".." not in parts and os.path.isdir(folders[0]) else [home]
 
 
 def _text(path: str) -> str:

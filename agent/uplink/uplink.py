@@ -111,6 +111,7 @@ class Uplink:
         if config.mqtt is None:
             raise ConfigError("mqtt is not in the settings: add [mqtt] with the broker's host, or run no uplink")
         self._config = config
+        self._state_dir = Path(config.state_dir)
         self._mqtt: MqttConfig = config.mqtt
         self._outbox = outbox
         self._clock = clock or Clock()
@@ -332,7 +333,7 @@ class Uplink:
             _log.info("%s", self._state.reason or f"sending, collectors: {', '.join(self._state.collectors) or '-'}")
         self._written, self._written_at = self._state, self._clock.monotonic()
         told = msgspec.structs.replace(self._state, at_ms=self._clock.wall_ms(), rss_mb=round(health.resident_mb(), 1))
-        health.write_state(Path(self._config.state_dir), "uplink", told)
+        health.write_state(self._state_dir, "uplink", told)
 
     def _topic(self, kind: str) -> str:
         return device_topic(self._mqtt.topic_prefix, self._config.device, kind)

@@ -33,7 +33,6 @@ persistence_location {home}/broker/
 {more}
 """
 
-
 COLLECTOR_TOML = """\
 name = "centre"
 store = "{store}"

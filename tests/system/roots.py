@@ -19,8 +19,6 @@ _WITHOUT_PERL = (
     ' && chroot "$1" apt-get autoremove -qq -y --purge'
 )
 """mmdebstrap takes usrmerge, which brings 50 MB of Perl; debootstrap, and so Debian's image, what has no needs."""
-
-
 _ALONE = ("unshare", "--mount", "--pid", "--fork", "--propagation", "private", "--kill-child")
 """Its mounts are its own: what is killed in the middle leaves none of this machine's devices below."""
 _TIMEOUT_S = 1800

@@ -22,6 +22,7 @@ import cv2
 import msgspec
 import numpy as np
 
+from agent.durable import synchronize
 from agent.errors import InputError
 from agent.sources.camera.feed import Feed, Picture
 from agent.sources.camera.gate import Gate, Grey, Measures
@@ -186,11 +187,7 @@ def write_png(path: Path, picture: Picture, taken_at: float) -> None:
         os.utime(file.fileno(), (taken_at, taken_at))
         os.fsync(file.fileno())
     fresh.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    synchronize(path.parent)
 
 
 def _free_name(spool: Path) -> Path:
