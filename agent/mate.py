@@ -24,7 +24,7 @@ import numpy as np
 from agent.bundle import ModelBundle, ModelName
 from agent.engines import EngineSettings
 from agent.errors import EngineError
-from agent.memory import keep_heap_small, resident_bytes, trim
+from agent.memory import collect, keep_heap_small, resident_bytes, settle, trim
 from agent.models import Models, Result
 from agent.page import Pixels
 from agent.recognize import Reading
@@ -302,6 +302,7 @@ def serve(models: Models, memory_file: int, requests: BinaryIO, replies: BinaryI
 def _work(models: Models, job: _Job, memory_file: int) -> _Reply:
     if job.model == "release":
         models.release()
+        collect()
         trim()
         return _Reply()
     raw = os.pread(memory_file, int(np.prod(job.shape)), job.offset)
@@ -319,6 +320,7 @@ def _main() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a native library prints must not mix with the replies
     models = Models(ModelBundle.load(Path(path)), EngineSettings(engine=engine))
+    settle()
     serve(models, int(descriptor), sys.stdin.buffer, replies)
 
 

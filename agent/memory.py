@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from typing import Any
 
@@ -128,6 +129,26 @@ def share_heap() -> None:
     """Have threads share one heap: of its own, each would keep what it once had, and the system two for a core."""
     if _LIBC is not None:
         _LIBC.mallopt(M_ARENA_MAX, 1)
+
+
+def settle() -> None:
+    """Take what is loaded now as there for good, until `unsettle`: `collect` does not look through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def unsettle() -> None:
+    """Take back what `settle` did."""
+    gc.unfreeze()
+
+
+def collect() -> None:
+    """Empty Python's own stock of freed objects: 0.04 ms where `settle` was called.
+
+    CPython keeps up to 2,000 freed tuples of each length below 20, and lets them go only when it looks for garbage
+    among all objects, which it does seldom. A page leaves some of each length: 1.5 MB for 1,000 pages.
+    """
+    gc.collect()
 
 
 def trim() -> None:

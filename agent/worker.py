@@ -103,6 +103,7 @@ class Worker:
             BudgetError: they do not fit.
         """
         self._reader, label = self._open_reader()
+        memory.settle()
         self._ceiling.settle(memory.resident_bytes(), beside_bytes=self._reader.beside_bytes)
         self._note(bundle=label, limit_mb=self._ceiling.limit_mb)
         self._tell()
@@ -130,6 +131,7 @@ class Worker:
         self._hooks.close()
         if self._reader is not None:
             self._reader.close()
+        memory.unsettle()
         self._tell()
         os.close(self._wake_in)
         os.close(self._wake_out)
@@ -285,6 +287,7 @@ class Worker:
                 _log.info("no pages: the models are given back, %.0f MB", health.resident_mb())
             return
         self._worked_at, self._rested = now, False
+        memory.collect()
         memory.trim()  # the page is gone only now: up to 10 MB of it would stay
         advice = self._ceiling.judge(self._ceiling.read())
         if advice == "rebuild":

@@ -106,6 +106,28 @@ def test_freed_memory_goes_back_to_the_system():
     assert int(ran.out) <= 2
 
 
+def test_collecting_passes_over_what_was_there_before():
+    ran = run_python(
+        "import gc\n"
+        "from agent.memory import collect, settle, unsettle\n"
+        "ring = []\n"
+        "ring.append(ring)\n"
+        "settle()\n"
+        "held = len(gc.get_objects())\n"
+        "after = []\n"
+        "after.append(after)\n"
+        "del ring, after\n"
+        "collect()\n"
+        "print(held, gc.get_freeze_count() > 1000)\n"
+        "unsettle()\n"
+        "print(gc.get_freeze_count(), gc.collect() >= 1)\n"
+    )
+    assert ran.err == ""
+    held, *said = ran.out.split()
+    assert int(held) < 100
+    assert said == ["True", "0", "True"]
+
+
 def test_trimming_is_safe_at_any_time():
     trim()
     trim()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,11 @@ class CountingReader(StubReader):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        self.beside: list[Any] = []
 
     def read(self, frame: Frame) -> PageResult:
         self.count += 1
+        self.beside = []
         page = super().read(frame)
         number = msgspec.structs.replace(page.lines[0], text="Card 6222 0212 3456 7890 123")
         return msgspec.structs.replace(page, lines=(*page.lines, number))
@@ -79,6 +82,9 @@ class Bench:
 
     def rows(self) -> list[dict[str, Any]]:
         return [json.loads(row.result) for row in self.outbox.rows(None, 100, 0)]
+
+    def has(self, accepted: int) -> bool:
+        return self.state.accepted == accepted
 
     @property
     def state(self) -> health.WorkerState:
@@ -124,6 +130,17 @@ def test_same_picture_twice_is_one_row(bench):
     bench.work_until(lambda: bench.state.skipped == 1)
     assert len(bench.rows()) == 1
     assert bench.files("done") == ["first.png", "second.png"]
+
+
+def test_pages_leave_no_stock_of_freed_objects(bench):
+    """Python keeps freed tuples of each length below 20 for their next use; texts of all lengths leave some of each."""
+    blocks = []
+    for number in range(8):
+        bench.reader.beside = [tuple([number] * length) for length in range(1, 20) for _ in range(100 * number)]
+        draw(bench.inbox / f"{number}.png", number)
+        bench.work_until(partial(bench.has, number + 1))
+        blocks.append(sys.getallocatedblocks())
+    assert blocks[-1] - blocks[2] < 1000, blocks
 
 
 def test_defect_on_one_page_leaves_the_others(bench, caplog):
