@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from agent.clock import Clock
 from agent.config import AgentConfig
 from agent.errors import FrameError, InputError, OutboxError
 from agent.hooks import FailedPage, Hooks
+from agent.logbook import Logbook
 from agent.mask import Masker
 from agent.notify import Notifier
 from agent.openers import PageReader, open_reader, open_sources
@@ -34,10 +34,8 @@ from agent.sources import CHANGED, Attentive, Capture, Source
 _log = logging.getLogger(__name__)
 
 LOOK_S = 1.0  # the longest sleep: commands and a full outbox are looked at this often
-STATE_S = 5.0
 LEVEL_S = 5.0
 TIDY_S = 60.0
-RATE_S = 300.0
 
 
 class _Unsaved(msgspec.Struct, frozen=True):
@@ -71,7 +69,6 @@ class Worker:
             notifier: is told of readiness and of progress.
         """
         self._config = config
-        self._state_dir = Path(config.state_dir)
         self._outbox = outbox
         self._sources = {source.name: source for source in sources}
         self._open_reader = open_reader
@@ -85,14 +82,17 @@ class Worker:
         self._restarts = False
         self._worked_at = self._clock.monotonic()
         self._unsaved: _Unsaved | None = None
-        self._state = health.WorkerState(pid=os.getpid(), at_ms=0, started_ms=self._clock.wall_ms())
-        self._written = self._state
-        self._finished: deque[float] = deque(maxlen=10_000)
+        self._logbook = Logbook(Path(config.state_dir), self._clock)
         self._level: str = config.log_level
         self._troubles = dict.fromkeys(self._sources, "")
-        self._written_at = self._tidied_at = self._looked_at = float("-inf")
+        self._tidied_at = self._looked_at = float("-inf")
         self._stopping = False
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    @property
+    def state(self) -> health.WorkerState:
+        """What it says of itself now; without what is looked up when it is written."""
+        return self._logbook.state
 
     def start(self) -> None:
         """Load the models.
@@ -105,7 +105,7 @@ class Worker:
         self._reader, label = self._open_reader()
         memory.settle()
         self._ceiling.settle(memory.resident_bytes(), beside_bytes=self._reader.beside_bytes)
-        self._note(bundle=label, limit_mb=self._ceiling.limit_mb)
+        self._logbook.note(bundle=label, limit_mb=self._ceiling.limit_mb)
         self._tell()
         self._notifier.ready()
         _log.info("ready: %s, %d sources, %.0f MB", label, len(self._sources), health.resident_mb())
@@ -142,7 +142,7 @@ class Worker:
             self._obey()
             self._tidy()
             self._hold(self._outbox.held())
-            worked = self._save_unsaved() if self._unsaved else not self._state.held and self._take_page()
+            worked = self._save_unsaved() if self._unsaved else not self.state.held and self._take_page()
             self._hear_troubles()
             self._mind_memory(worked)
         except OutboxError as error:
@@ -150,7 +150,7 @@ class Worker:
             self._hold("failing", str(error))
             worked = False
         self._hooks.tick()
-        if self._clock.monotonic() - self._written_at >= STATE_S or self._state != self._written:
+        if self._logbook.is_due:
             self._tell()
         self._notifier.progress()
         return worked
@@ -177,7 +177,7 @@ class Worker:
         """Give one page its verdict."""
         known = self._outbox.intake(capture.key)
         if known is not None and known.status == "accepted":
-            self._note(skipped=self._state.skipped + 1)
+            self._logbook.note(skipped=self.state.skipped + 1)
             _log.info("%s: known already, not read again, key %s", capture.source, capture.key[:12])
             self._put_away(source, capture, None)
             return
@@ -248,15 +248,14 @@ class Worker:
             self._refuse(page.source, page.capture, error)
             return True
         self._unsaved = None
-        self._finished.append(self._clock.monotonic())
-        self._note(accepted=self._state.accepted + 1)
+        self._logbook.accepted()
         self._hooks.accepted(page.result)
         self._put_away(page.source, page.capture, None)
         return True
 
     def _refuse(self, source: Source, capture: Capture, error: FrameError | InputError) -> None:
         self._outbox.fail(capture.key, error.reason)
-        self._note(failed=self._state.failed + 1)
+        self._logbook.note(failed=self.state.failed + 1)
         _log.warning("%s: refused (%s), key %s", capture.source, error.reason, capture.key[:12])
         if capture.keep:
             said = (capture.key, capture.source, capture.name, error.reason, str(error), capture.page, capture.pages)
@@ -268,8 +267,8 @@ class Worker:
             place = source.done(capture, error)
         except OSError as problem:
             # It stays claimed; after the next start its verdict is known, and it is put away then.
-            self._note(last_error=f"{source.name}: a handled file cannot be put away: {problem.strerror}")
-            _log.warning("%s", self._state.last_error)
+            self._logbook.note(last_error=f"{source.name}: a handled file cannot be put away: {problem.strerror}")
+            _log.warning("%s", self.state.last_error)
             return
         if place:
             self._outbox.place(document_keys(capture.key, capture.pages), place)
@@ -293,7 +292,7 @@ class Worker:
         if advice == "rebuild":
             before = health.resident_mb()
             self._reader.rebuild()
-            self._note(rebuilds=self._state.rebuilds + 1)
+            self._logbook.note(rebuilds=self.state.rebuilds + 1)
             _log.warning("memory grew to %.0f MB: the models were loaded anew, %.0f MB", before, health.resident_mb())
         elif advice == "restart" and self._unsaved is None:
             _log.warning("memory stays at %.0f MB: this process starts anew", health.resident_mb())
@@ -337,7 +336,9 @@ class Worker:
             if trouble:
                 self._outbox.add_event("alarm", f"{name}: {trouble}")
             self._troubles[name] = trouble
-            self._note(troubles=tuple(f"{name}: {said}" for name, said in sorted(self._troubles.items()) if said))
+            self._logbook.note(
+                troubles=tuple(f"{name}: {said}" for name, said in sorted(self._troubles.items()) if said)
+            )
 
     def _set_level(self, level: str) -> None:
         """Follow a changed level of the log; "" is the configured one."""
@@ -348,30 +349,15 @@ class Worker:
 
     def _hold(self, held: str, error: str = "") -> None:
         """Note why no pages are taken; say so once."""
-        if held != self._state.held:
+        if held != self.state.held:
             if held in ("", "paused"):
                 _log.info("pages are %s", "not taken: paused" if held else "taken again")
             else:
                 _log.error("no pages are taken: %s %s", held, error)
-        self._note(held=held, reading=not held, **({"last_error": error} if error else {}))
-
-    def _note(self, **changes: object) -> None:
-        self._state = msgspec.structs.replace(self._state, **changes)
+        self._logbook.note(held=held, reading=not held, **({"last_error": error} if error else {}))
 
     def _tell(self) -> None:
-        now = self._clock.monotonic()
-        while self._finished and now - self._finished[0] > RATE_S:
-            self._finished.popleft()
-        self._written = self._state
-        self._written_at = now
-        told = msgspec.structs.replace(
-            self._state,
-            at_ms=self._clock.wall_ms(),
-            pages_per_minute=round(60 * len(self._finished) / RATE_S, 2),
-            rss_mb=round(health.resident_mb(), 1),
-            peak_mb=round(max(self._ceiling.most_mb, health.peak_mb()), 1),
-        )
-        health.write_state(self._state_dir, "worker", told)
+        told = self._logbook.write(self._ceiling.most_mb)
         for source in self._sources.values():
             if isinstance(source, Attentive):
                 source.heed(told)
@@ -380,7 +366,7 @@ class Worker:
 
     def _sleep(self) -> None:
         """Wait for a file, a signal or the next look."""
-        idle = not self._state.held and self._unsaved is None
+        idle = not self.state.held and self._unsaved is None
         sources = self._sources.values() if idle else ()
         timeout = min([LOOK_S, self._hooks.next_s(), *(source.next_s() for source in sources)])
         watched = [*self._hooks.filenos(), *(fd for source in sources for fd in source.filenos())]

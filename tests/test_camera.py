@@ -463,7 +463,7 @@ def test_trouble_reaches_the_centre_and_the_status(tmp_path):
     assert (event.kind, event.detail) == ("alarm", told()[0])
     films.write(tmp_path / "none.avi", films.noisy(films.still(A, 3)))
     assert until(lambda: told() == (), 20) < 20
-    assert until(lambda: not worker.tick() and worker._state.accepted == 1, 20) < 20
+    assert until(lambda: not worker.tick() and worker.state.accepted == 1, 20) < 20
     worker.close()
     outbox.close()
 

@@ -40,7 +40,7 @@ LAYERS = (
     ("config",),
     ("bundle", "header", "memory", "health", "mask", "lite.elf", "lite.nb", "lite.place", "lite.processor", "cgroup"),
     ("lite.attempt",),
-    ("lite.binding", "lite.library", "ceiling", "hooks", "documents.pdf"),
+    ("lite.binding", "lite.library", "ceiling", "hooks", "logbook", "documents.pdf"),
     (
         "image",
         "detect",

@@ -88,7 +88,7 @@ class Bench:
 
     @property
     def state(self) -> health.WorkerState:
-        return self.worker._state
+        return self.worker.state
 
     def files(self, folder: str) -> list[str]:
         place = self.inbox / folder
@@ -419,7 +419,7 @@ def test_sources_take_turns_however_much_waits_in_one(tmp_path):
     deadline = time.monotonic() + 60
     while len(rows) < sum(homes.values()) and time.monotonic() < deadline:
         worker.tick()
-        rows = list(outbox.rows()) if worker._state.accepted == sum(homes.values()) else rows
+        rows = list(outbox.rows()) if worker.state.accepted == sum(homes.values()) else rows
     order = [json.loads(row.result)["source"] for row in rows]
     assert {name: order.count(name) for name in homes} == homes
     assert all(order[: 3 * homes["few"]].count(name) == homes["few"] for name in homes)

@@ -74,8 +74,8 @@ def drawn(seed: int, count: int = DRAWN) -> list[Labelled]:
 class Mix:
     """Gives files in a row that depends on the seed alone."""
 
-    def __init__(self, labelled: list[Labelled], seed: int) -> None:
-        """Make a mix of these pictures; each is given about as often as any other."""
+    def __init__(self, labelled: list[Labelled], seed: int, kinds: tuple[str, ...] = ()) -> None:
+        """Make a mix of these pictures, each given about as often as any other; of all kinds of files, or of some."""
         self.labels = {f"{one.group}/{one.page.image}": one.page for one in labelled}
         self._labelled = labelled
         self._dice = random.Random(seed)
@@ -89,6 +89,8 @@ class Mix:
             "blank": (8, self._blank),
             "broken": (10, self._broken),
         }
+        if kinds:
+            self._kinds = {kind: self._kinds[kind] for kind in kinds}
 
     def items(self, pages: int) -> Iterator[Item]:
         """Yield files that make so many pages together; a file to be refused counts as one."""
