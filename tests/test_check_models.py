@@ -15,6 +15,7 @@ from agent.bundle import MANIFEST, Manifest, file_entry, write_manifest
 from agent.check import golden, models, reading
 from agent.check.finding import Finding, Subject
 from agent.config import AgentConfig, ReaderConfig, load
+from agent.lite.place import RECORD
 from converters.nbcontent import Parameter
 from converters.nbfile import read_nb, write_nb
 
@@ -63,6 +64,16 @@ def test_engine_is_told_with_version_and_memory(tmp_path, bundle_path, portable_
 def test_native_binding_is_named_where_it_runs(tmp_path, bundle_path, lite_build, monkeypatch):
     monkeypatch.setenv("EDGE_OCR_LITE", str(lite_build))
     assert "by the native binding" in told(subject(tmp_path, bundle_path))["engine"].said
+
+
+def test_native_binding_that_is_there_and_not_used_is_warned_of(tmp_path, bundle_path, lite_build, monkeypatch):
+    build = copied(lite_build, tmp_path / "build")
+    (build / RECORD).write_bytes(b"{")
+    monkeypatch.setenv("EDGE_OCR_LITE", str(build))
+    engine = told(subject(tmp_path, bundle_path))["engine"]
+    assert engine.level == "warn"
+    assert "by its package" in engine.said and "build.json: damaged" in engine.said
+    assert "edge-ocr lite build" in engine.advice
 
 
 def test_damaged_file_is_found_by_its_hash(tmp_path, bundle_path):

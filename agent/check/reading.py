@@ -32,8 +32,10 @@ from agent.sources.scanner import options as scan_options
 
 _PACKAGES = {"paddlelite": "paddlelite", "onnxruntime": "onnxruntime", "paddle": "paddlepaddle"}
 _COPY = "copy the bundle here again, or convert it: `edge-ocr convert`"
+_AGAIN = "build it again, `edge-ocr lite build`, or switch it off: EDGE_OCR_LITE=off"
 _LESS = (
-    "`edge-ocr lite build --lib ARCHIVE` with Paddle Lite's library, and a bundle of --target aarch64, take half of it"
+    "a package by `edge-ocr pack --lite-lib ARCHIVE` with Paddle Lite's library, or `edge-ocr lite build --lib ARCHIVE`"
+    " here where a C++ compiler is, and a bundle of --target aarch64, take half of it"
 )
 
 
@@ -92,19 +94,26 @@ def _refused(error: AgentError, needs: int) -> Finding:
 
 def _engine(bundle: ModelBundle, config: AgentConfig, resident: int) -> Finding:
     name = choose_engine(bundle, config.reader.engine)
-    said = f"{name} {_version(name)}, {resident // memory.MB} MB with the models loaded"
+    version, refusal = _version(name)
+    said = f"{name} {version}, {resident // memory.MB} MB with the models loaded"
+    if refusal:
+        return Finding("warn", "engine", f"{said}; the native binding is not used: {refusal}", _AGAIN)
     if name != "onnxruntime" or platform.machine() != "aarch64":
         return Finding("ok", "engine", said)
     return Finding("ok", "engine", f"{said}; on this processor Paddle Lite takes half the memory for models", _LESS)
 
 
-def _version(name: str) -> str:
-    with suppress(AgentError):
-        if name == "paddlelite" and place.chosen() is not None:
-            return f"{binding.open_library().version}, by the native binding"
+def _version(name: str) -> tuple[str, str]:
+    """Return an engine's version with where it comes from, and why that is not the native binding although built."""
+    refusal = ""
+    if name == "paddlelite" and place.chosen() is not None:
+        try:
+            return f"{binding.open_library().version}, by the native binding", ""
+        except AgentError as error:
+            refusal = str(error)
     with suppress(importlib.metadata.PackageNotFoundError):
-        return f"{importlib.metadata.version(_PACKAGES[name])}, by its package"
-    return "of unknown version"
+        return f"{importlib.metadata.version(_PACKAGES[name])}, by its package", refusal
+    return "of unknown version", refusal
 
 
 def _memory(reader: PageReader, limit: int, resident: int, needs: int) -> Finding:
