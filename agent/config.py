@@ -62,7 +62,7 @@ class MemoryConfig(Strict, frozen=True):
         limit_mb: what the worker and the processes it starts may have resident together; where it is too little for
             all threads, fewer read.
         idle_s: the models are given back when no page came for so long.
-        large_pages: ask the system for memory pages of 2 MB: a tenth faster, and up to 24 MB less for pictures.
+        large_pages: ask the system for memory pages of 2 MB: a tenth faster, and up to 20 MB less for pictures.
     """
 
     limit_mb: Annotated[int, Meta(ge=128, le=65_536)] = 256

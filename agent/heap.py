@@ -11,8 +11,9 @@ import sys
 
 # https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-MARGIN_BYTES = 24 << 20
-"""What large memory pages hold beside what was asked for: 14 MB at the peak, and up to 10 MB more between pages."""
+MARGIN_BYTES = 20 << 20
+"""What large memory pages hold beside what was asked for, 14 MB at the peak and up to 10 MB more between pages, and
+beside the 4 MB of it that the plan's own margin has room for."""
 
 
 def has_large_pages() -> bool:

@@ -86,7 +86,9 @@ class Hooks:
     def failed(self, page: FailedPage) -> None:
         """Have a page told that was refused."""
         if self._config.on_failed:
-            self._add("failed", self._config.on_failed, msgspec.json.encode(page))
+            # The path of a file whose name is no UTF-8 is in it.
+            said = page.error.encode("utf-8", "backslashreplace").decode()
+            self._add("failed", self._config.on_failed, msgspec.json.encode(msgspec.structs.replace(page, error=said)))
 
     def _add(self, event: str, command: tuple[str, ...], said: bytes) -> None:
         if not command:

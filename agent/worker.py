@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from agent import health, memory, notify
 from agent.ceiling import Ceiling, allowed_mb, fence
 from agent.clock import Clock
 from agent.config import AgentConfig
-from agent.errors import FrameError, InputError, OutboxError
+from agent.errors import BundleError, EngineError, FrameError, InputError, OutboxError
 from agent.hooks import FailedPage, Hooks
 from agent.logbook import Logbook
 from agent.mask import Masker
@@ -120,9 +121,15 @@ class Worker:
         return self._restarts and not self._stopping
 
     def stop(self) -> None:
-        """End after the page at hand. May be called from a signal handler."""
+        """End after the page at hand. May be called from a signal handler, and when it has ended."""
         self._stopping = True
-        os.write(self._wake_in, b"!")
+        with suppress(OSError):
+            os.write(self._wake_in, b"!")
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
 
     def close(self) -> None:
         """Give everything back."""
@@ -133,7 +140,8 @@ class Worker:
             self._reader.close()
         memory.unsettle()
         self._tell()
-        os.close(self._wake_in)
+        wake_in, self._wake_in = self._wake_in, -1  # the number may soon be another file's
+        os.close(wake_in)
         os.close(self._wake_out)
 
     def tick(self) -> bool:
@@ -181,7 +189,7 @@ class Worker:
             _log.info("%s: known already, not read again, key %s", capture.source, capture.key[:12])
             self._put_away(source, capture, None)
             return
-        attempts = self._outbox.begin(capture.key, capture.source, capture.name)
+        attempts = self._outbox.begin(capture.key, capture.source, capture.name if capture.keep else "")
         # What had its verdict did not end the process: a page that is refused again each time it comes, or each time
         # another page of its document ended the worker.
         refused = known is not None and known.status == "failed" and known.reason != "crash"
@@ -215,7 +223,7 @@ class Worker:
             frame = capture.load(self._reader.budget)
             decoded = self._clock.monotonic() - began
             page = self._reader.read(frame).with_decoding(decoded)
-        except (FrameError, InputError):
+        except (FrameError, InputError, EngineError, BundleError):  # models that are gone are no page's fault
             raise
         except MemoryError as error:
             raise FrameError("memory", "out of memory: raise memory.limit_mb, or free memory") from error
@@ -254,7 +262,10 @@ class Worker:
         return True
 
     def _refuse(self, source: Source, capture: Capture, error: FrameError | InputError) -> None:
-        self._outbox.fail(capture.key, error.reason)
+        if capture.keep:
+            self._outbox.fail(capture.key, error.reason)
+        else:
+            self._outbox.forget(capture.key)
         self._logbook.note(failed=self.state.failed + 1)
         _log.warning("%s: refused (%s), key %s", capture.source, error.reason, capture.key[:12])
         if capture.keep:
@@ -408,7 +419,9 @@ def run(
         worker.close()
         outbox.close()
         lock.close()
-    if again:
+    for number in (signal.SIGTERM, signal.SIGINT) if again else ():
+        signal.signal(number, signal.SIG_DFL)  # all is closed: what comes from here on ends it at once
+    if again and not worker.is_stopping:
         # The same process to whoever started it: neither systemd nor a supervisor has anything to do. The watchdog goes
         # on while the models are loaded.
         notify.keep_passed_sockets()

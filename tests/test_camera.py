@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import time
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import msgspec
@@ -24,10 +26,11 @@ from agent.health import WorkerState, read_state
 from agent.openers import open_sources
 from agent.outbox import Outbox
 from agent.source_config import CameraConfig
-from agent.sources.camera import feed
+from agent.sources.camera import eye, feed
 from agent.sources.camera import source as camera
 from agent.sources.camera.device import PRESETS, limits_of, needs_mb, task_of, unstable
 from agent.sources.camera.gate import Gate
+from agent.sources.camera.glance import Task
 from agent.sources.camera.source import CameraSource
 from agent.worker import Worker
 from tests import films
@@ -113,6 +116,25 @@ class TestContract(SourceContract):
 
 
 # ------------------------------------------------------------------------------------------------ the gate
+
+
+def test_picture_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError):
+        eye.write_png(tmp_path / "page.png", np.zeros((9, 9, 3), np.uint8), 1.0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_picture_that_cannot_be_written_is_tried_again_after_a_while(tmp_path, monkeypatch):
+    write = Mock(side_effect=[OSError(errno.ENOSPC, "full"), None])
+    monkeypatch.setattr(eye, "write_png", write)
+    monkeypatch.setattr(eye, "RETRY_S", 0.2)
+    looking = eye.Eye(Task(device="", parent=os.getpid(), limits=LIMITS, spool=str(tmp_path)), Mock())
+    part, grey = np.zeros((99, 99, 3), np.uint8), np.zeros((99, 99), np.uint8)
+    states = [looking._take(part, grey)[0] for _ in range(5)]
+    assert (states[0], write.call_count) == ("unwritable", 1)
+    time.sleep(0.25)
+    assert (looking._take(part, grey)[0], write.call_count) == ("known", 2)
 
 
 def taken(frames: list[np.ndarray], limits=LIMITS, sigma: float = 6.0) -> list[int]:

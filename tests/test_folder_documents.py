@@ -327,6 +327,25 @@ def test_folder_that_goes_away_and_comes_back_goes_on_with_the_next_page(rig, tm
     assert Path([source.done(capture) for capture in captures][-1]).parent.name == "done"
 
 
+def test_folder_that_is_away_between_two_pages_is_waited_for_and_found(rig, tmp_path):
+    """Looked for again and again, however often somebody polls: each look that fails must not put the next one off."""
+    source = rig.open()
+    rig.put(1, pages=3)
+    rig.settle()
+    source.done(source.poll())
+    rig.path.rename(tmp_path / "away")
+    for _ in range(6):
+        assert source.poll() is None
+        assert source.next_s() > 0
+        rig.clock.wait(POLL_S / 3)
+    (tmp_path / "away").rename(rig.path)
+    found = []
+    for _ in range(12):
+        found.append(source.poll())
+        rig.clock.wait(POLL_S / 3)
+    assert any(found)
+
+
 def test_document_that_was_put_away_is_read_again_as_a_whole(rig):
     source = rig.open()
     rig.put(1, pages=2)

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
@@ -77,6 +78,13 @@ def test_hook_is_told_one_object_on_standard_input(make, tmp_path):
     worked(hooks)
     told = {"key": "k", "source": "scans", "name": "a.png", "reason": "damaged", "error": "a.png: damaged"}
     assert out(tmp_path) == [{"key": "a"}, {**told, "page": 0, "pages": 0}]
+
+
+def test_hook_is_told_of_a_file_whose_name_is_no_utf8(make, tmp_path):
+    hooks = make(on_failed=script(tmp_path, WRITE))
+    hooks.failed(msgspec.structs.replace(FAILED, error="/scans/a\udcff.png: the file is empty"))
+    worked(hooks)
+    assert [told["error"] for told in out(tmp_path)] == [r"/scans/a\udcff.png: the file is empty"]
 
 
 def test_without_hooks_nothing_waits(make):

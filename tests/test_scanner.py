@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -12,15 +13,17 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from agent.errors import FrameError
+from agent.errors import FrameError, InputError
 from agent.source_config import ScannerConfig
 from agent.sources.scanner import options as scan_options
-from agent.sources.scanner import scanimage
+from agent.sources.scanner import scanimage, spool
 from agent.sources.scanner.orders import Answer, folder_of, orders_of
 from agent.sources.scanner.source import ScannerSource
+from agent.sources.scanner.spool import Spool
 from tests import sane
 from tests.sources_contract import AMPLE, BentClock, SourceContract, drained
 
@@ -611,3 +614,22 @@ def test_memory_of_the_program_is_taken_from_the_limit(rig):
     assert rig.open().needs_mb() == scan_options.PROGRAM_MB
     duplex = ScannerConfig(name="a", feeder="adf-duplex", mode="color", page_size="210x297")
     assert scan_options.needs_mb(duplex) == scan_options.PROGRAM_MB + 25
+
+
+def test_page_that_cannot_be_opened_for_a_moment_stays(tmp_path, monkeypatch):
+    """The paper is out of the feeder: what scanimage wrote is its only picture."""
+    clock = BentClock()
+    made = Spool(tmp_path / "spool", clock)
+    run = made.begin_run()
+    assert cv2.imwrite(str(run / "0001.tiff"), np.full((40, 40), 255, np.uint8))
+    opened = spool.open_regular
+
+    def fails(path: Path) -> object:
+        raise InputError(f"{path}: Input/output error") from OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(spool, "open_regular", fails)
+    with pytest.raises(OSError):
+        made.collect(run)
+    assert os.listdir(run) == ["0001.tiff"]
+    monkeypatch.setattr(spool, "open_regular", opened)
+    assert made.collect(run) == (1, 0)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import select
 import socket
+import sqlite3
 import stat
 import threading
 import time
+from contextlib import closing, suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -161,6 +165,8 @@ def test_page_that_is_not_to_be_kept_leaves_nothing(made, tmp_path):
         assert outbox.intake(reply.json["key"]) is None
     assert desk.read(b"no picture", "/v1/read?store=0").status == 422
     wait(lambda: desk.files() == [])
+    with closing(sqlite3.connect(desk.home / "state" / "outbox.db")) as database:
+        assert database.execute("SELECT count(*) FROM intake").fetchone() == (0,)
 
 
 def form(*parts: tuple[str, str, bytes]) -> bytes:
@@ -357,6 +363,35 @@ def test_large_body_is_refused_before_any_of_it_came(shared):
 def test_body_that_grows_too_large_in_chunks_is_refused(shared):
     reply = shared.read(iter([b"x" * 65_536] * 20), transfer_encoding="chunked")
     assert (reply.status, reply.reason) == (413, "large")
+
+
+@pytest.mark.parametrize(("before", "behind"), [(b"x" * 65_536, b""), (b"", b"x" * 65_536)])
+def test_what_stands_around_the_parts_of_a_form_is_counted(shared, tmp_path, before, behind):
+    sent = [before] * 20 + [form(("a", "a.png", picture(tmp_path, 1)))] + [behind] * 20
+    reply = shared.read(iter([piece for piece in sent if piece]), transfer_encoding="chunked", **FORM)
+    assert (reply.status, reply.reason) == (413, "large")
+
+
+def test_body_that_never_pauses_has_no_more_time_either(made, monkeypatch):
+    monkeypatch.setattr(connection, "BODY_S", 0.3)
+    desk = made(max_mb=64)
+    host, _, port = desk.listen.rpartition(":")
+    with socket.create_connection((host, int(port)), 10) as peer:
+        peer.sendall(f"{HEAD}Content-Length: {60 << 20}\r\n\r\n".encode())
+        began = time.monotonic()
+        with suppress(OSError):
+            while time.monotonic() - began < 5:
+                peer.sendall(b"x" * 1000)
+                time.sleep(0.0001)
+        assert time.monotonic() - began < 4
+
+
+def test_claim_that_cannot_be_filled_does_not_keep_its_key_busy(made, tmp_path, monkeypatch):
+    desk, page, rename = made(), picture(tmp_path, 3), Path.rename
+    monkeypatch.setattr(Path, "rename", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+    assert desk.read(page, idempotency_key="k").reason == "disk"
+    monkeypatch.setattr(Path, "rename", rename)
+    assert desk.read(page, idempotency_key="k").status == 200
 
 
 def test_body_without_a_length_is_refused(shared):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -19,7 +20,7 @@ import pytest
 from agent import health
 from agent.clock import Clock
 from agent.config import AgentConfig, MemoryConfig, OutboxConfig
-from agent.errors import ExitCode, OutboxError
+from agent.errors import BundleError, EngineError, ExitCode, OutboxError
 from agent.openers import open_sources
 from agent.outbox import Marks, Outbox
 from agent.page import Frame, PageResult
@@ -152,6 +153,27 @@ def test_defect_on_one_page_leaves_the_others(bench, caplog):
     assert any(
         "defect" in (bench.inbox / "failed" / name).read_text() for name in bench.files("failed") if ".txt" in name
     )
+
+
+@pytest.mark.parametrize("error", [EngineError("no library"), BundleError("the bundle is gone")])
+def test_models_that_cannot_be_loaded_again_are_no_verdict_on_a_page(bench, monkeypatch, error):
+    def fails(frame: Frame) -> PageResult:
+        raise error
+
+    monkeypatch.setattr(bench.reader, "read", fails)
+    draw(bench.inbox / "a.png", 1)
+    with pytest.raises(type(error)):
+        bench.work_until(lambda: False)
+    assert (bench.state.failed, bench.files("failed")) == (0, [])
+
+
+def test_place_that_cannot_be_noted_ends_nothing(bench, monkeypatch):
+    monkeypatch.setattr(bench.outbox, "place", Mock(side_effect=[OutboxError("busy"), None]))
+    draw(bench.inbox / "a.png", 1)
+    bench.work_until(lambda: bench.state.held == "failing" or bench.state.accepted == 1)
+    draw(bench.inbox / "b.png", 2)
+    bench.work_until(lambda: bench.state.accepted == 2 and not bench.state.held)
+    assert bench.files("done") == ["a.png", "b.png"]
 
 
 def test_what_is_no_picture_is_refused_with_its_reason(bench):
@@ -377,6 +399,21 @@ def test_worker_over_its_limit_starts_anew_and_loses_nothing(tmp_path, action, m
     assert "this process starts anew" in said
     assert sorted(child.rows()) == [f"page-{number:08x}" for number in range(1, 6)]
     assert state_of(tmp_path).limit_mb == 128
+
+
+def test_worker_that_is_stopped_while_it_closes_to_start_anew_stops(tmp_path):
+    child = Child(tmp_path)
+    with open(tmp_path / "agent.toml", "a") as settings:
+        settings.write('[hooks]\non_accepted = ["/bin/sleep", "2"]\n')
+    with child.start() as process:
+        assert until((tmp_path / "state" / "worker.json").exists) < 30
+        draw(tmp_path / "inbox" / "a.png", 1, SWELLS, megabytes=90)
+        for line in process.stderr:
+            if b"starts anew" in line:
+                process.terminate()
+                break
+        assert process.wait(30) == 0
+        assert b"ready" not in process.stderr.read()
 
 
 def test_page_that_would_take_everything_is_refused_and_the_process_lives(tmp_path):

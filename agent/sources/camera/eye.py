@@ -29,6 +29,7 @@ from agent.sources.camera.gate import Gate, Grey, Measures
 from agent.sources.camera.glance import GLANCE_S, MAX_WAITING, Glance, Region, State, Task
 
 LOOK_S = 0.2
+RETRY_S = 2.0  # a picture that cannot be written costs as much as one that can
 PART = ".part"
 REMEMBERED = 8  # pictures, by their check sums
 _SHAPE_BYTES = 8
@@ -80,7 +81,7 @@ class Eye:
         self._memory = Memory(task.memory_fd)
         self._gate = Gate(task.limits, self._memory.load(), thorough=not task.spool)
         self._glance = Glance(state="opening", at=time.monotonic())
-        self._sent_at = float("-inf")
+        self._sent_at = self._write_at = float("-inf")
         self._sums: deque[int] = deque(maxlen=REMEMBERED)
         self._shot = task.shot
 
@@ -133,12 +134,15 @@ class Eye:
         if not self._task.spool:
             self._gate.take(grey)
             return "ready", ""
+        if time.monotonic() < self._write_at:
+            return self._glance.state, self._glance.said
         spool = Path(self._task.spool)
         try:
             if sum(not name.startswith(".") for name in os.listdir(spool)) >= MAX_WAITING + len(("done", "failed")):
                 return "full", f"{MAX_WAITING} pages wait to be read"
             write_png(_free_name(spool), part, time.time())
         except OSError as error:
+            self._write_at = time.monotonic() + RETRY_S
             return "unwritable", f"{spool}: {error.strerror}: a page cannot be taken"
         self._memory.save(self._gate.take(grey))
         self._glance = msgspec.structs.replace(self._glance, taken=self._glance.taken + 1)
@@ -181,12 +185,17 @@ def write_png(path: Path, picture: Picture, taken_at: float) -> None:
     if not done:
         raise OSError(0, "the picture cannot be encoded")
     fresh = path.with_name(f".{path.name}{PART}")
-    with fresh.open("wb") as file:
-        file.write(data.data)
-        file.flush()
-        os.utime(file.fileno(), (taken_at, taken_at))
-        os.fsync(file.fileno())
-    fresh.rename(path)
+    try:
+        with fresh.open("wb") as file:
+            file.write(data.data)
+            file.flush()
+            os.utime(file.fileno(), (taken_at, taken_at))
+            os.fsync(file.fileno())
+        fresh.rename(path)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink()
+        raise
     synchronize(path.parent)
 
 

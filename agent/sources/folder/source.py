@@ -157,7 +157,8 @@ class FolderSource:
             _log.warning("%s: no files are taken: %s", self.name, said)
         self._tree.close()
         self._inbox.clear()
-        self._list_at = self._now() + self._config.poll_s
+        # Documents of which pages are still to be offered wait too: only a look at the folder opens it again.
+        self._list_at = self._rested_at = self._now() + self._config.poll_s
 
     def _next(self, now: float) -> FolderCapture | None:
         while pages := self._unfinished():
@@ -365,7 +366,8 @@ class FolderSource:
         assert isinstance(capture, FolderCapture)
         self._rested_at = self._now() + RETRY_S
         if not capture.page:
-            self._put_back(self._out.pop(capture.path), self._now())
+            if waiting := self._out.pop(capture.path, None):  # else it is put away already
+                self._put_back(waiting, self._now())
         elif (pages := self._pages.get(capture.path)) and pages.has(capture):
             pages.retry(capture)
 

@@ -88,7 +88,11 @@ class Spool:
                     return False
                 self._date(handle.fileno())
                 os.fsync(handle.fileno())
-        except (FrameError, InputError):
+        except FrameError:
+            return False
+        except InputError as error:
+            if isinstance(error.__cause__, OSError):  # the paper is out of the feeder: this is its only picture
+                raise error.__cause__ from error
             return False
         path.rename(self.path / f"{run.name.removeprefix(_RUN)}-{name}")
         synchronize(self.path)

@@ -165,9 +165,12 @@ def _of_form(connection: Connection, expected: Announced) -> Iterator[bytes | st
     """Yield the name and then the content of the one file in a form; other fields are passed over."""
     parser = multipart.PushMultipartParser(expected.boundary, max_segment_count=_MAX_PARTS)
     file: multipart.MultipartSegment | None = None
-    inside, others = False, 0
+    inside, others, total = False, 0, 0
     try:
         for piece in connection.body():
+            total += len(piece)
+            if total > expected.max_bytes + _FORM_BYTES:  # what stands before and behind the parts is no event
+                raise _too_large(expected.max_bytes)
             for event in parser.parse(piece):
                 if isinstance(event, multipart.MultipartSegment):
                     inside = event.filename is not None

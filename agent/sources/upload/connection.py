@@ -152,7 +152,10 @@ class Connection:
             raise Problem(status, reason, f"not a request of HTTP/1.1: {error}") from error
 
     def _receive(self, deadline: float) -> None:
-        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:  # from who sends without a pause, too
+            raise TimeoutError
+        self._socket.settimeout(left_s)
         self._http.receive_data(self._socket.recv(_PIECE_BYTES))
 
     def _send(self, *events: h11.Event) -> None:

@@ -156,6 +156,8 @@ class Desk:
         except FileExistsError:
             raise not_now("busy", "a file under this Idempotency-Key is being put away", 1) from None
         except OSError as error:
+            with suppress(OSError):  # empty it would keep its key busy
+                (self._claims / claim).rmdir()
             raise not_now("disk", f"the file cannot be taken: {error.strerror}", 10) from error
         self._add(ticket)
         self._arrived.append((claim, arrived.name))
