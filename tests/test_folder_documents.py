@@ -334,6 +334,7 @@ def test_folder_that_is_away_between_two_pages_is_waited_for_and_found(rig, tmp_
     rig.settle()
     source.done(source.poll())
     rig.path.rename(tmp_path / "away")
+    rig.clock.wait(POLL_S)  # it is listed then
     for _ in range(6):
         assert source.poll() is None
         assert source.next_s() > 0
