@@ -13,7 +13,8 @@ import msgspec
 from agent.documents.document import Document, load_page, look_into
 from agent.errors import AgentError, ExitCode, FrameError, InputError
 from agent.header import printable
-from agent.image import load_frame, write_overlay
+from agent.image import load_frame
+from agent.overlay import write_overlay
 from agent.page import Frame, PageResult
 from agent.reader import Reader
 from agent.source_config import DocumentsConfig

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from itertools import pairwise
@@ -24,7 +24,7 @@ from agent.bundle import sha256_of_open
 from agent.errors import FrameError, InputError
 from agent.header import Header, is_complete, open_regular, parse_header
 from agent.memory import MB, Budget
-from agent.page import Frame, Pixels, Quad, TextLine
+from agent.page import Frame, Pixels, Quad
 
 _COLOUR_AT = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
 _COLOUR_AT[8] = cv2.IMREAD_REDUCED_COLOR_8
@@ -380,30 +380,3 @@ def pad(line: Pixels, width: int) -> Pixels:
         return cv2.resize(line, (width, line.shape[0]), interpolation=cv2.INTER_AREA)
     missing = width - line.shape[1]
     return cv2.copyMakeBorder(line, 0, 0, 0, missing, cv2.BORDER_REPLICATE) if missing else line
-
-
-OVERLAY_LONG_SIDE_PX = 1600
-
-
-def write_overlay(frame: Frame, lines: Sequence[TextLine], path: Path) -> None:
-    """Write a JPEG of a frame with the box and number of each line, the reading direction's start marked.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    height, width = frame.pixels.shape[:2]
-    factor = min(1.0, OVERLAY_LONG_SIDE_PX / max(width, height))
-    canvas = scaled(frame.pixels, max(1, round(width * factor)), max(1, round(height * factor)))
-    canvas = cv2.cvtColor(canvas, cv2.COLOR_GRAY2BGR) if canvas.ndim == 2 else canvas.copy()
-    fx, fy = canvas.shape[1] / frame.width, canvas.shape[0] / frame.height
-    for number, line in enumerate(lines, 1):
-        points = np.array([(x * fx, y * fy) for x, y in line.quad], np.int32)
-        cv2.polylines(canvas, [points], isClosed=True, color=(0, 160, 0), thickness=2)
-        start = (int(points[0][0]), int(points[0][1]))
-        cv2.circle(canvas, start, 4, (0, 0, 220), -1)
-        cv2.putText(canvas, str(number), (start[0], start[1] - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 220), 1)
-    written, data = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, 85])
-    try:
-        path.write_bytes(data.tobytes() if written else b"")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error

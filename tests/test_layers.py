@@ -63,6 +63,7 @@ LAYERS = (
     ("documents.document",),
     (
         "models",
+        "overlay",
         "trial",
         "sources",
         "sources.camera.glance",
@@ -130,7 +131,7 @@ LAYERS = (
 CONVERTERS_MAY_IMPORT = {"errors", "page", "batch", "bundle", "image", "engines", "reader", "memory"}
 RUNTIMES = {"paddle", "paddlelite", "onnxruntime"}
 ONLY_IN = {
-    "cv2": {"image", "detect", "sources.camera.eye", "sources.camera.feed", "sources.camera.gate"},
+    "cv2": {"image", "detect", "overlay", "sources.camera.eye", "sources.camera.feed", "sources.camera.gate"},
     "psutil": set(),
     "click": {"__main__", "service", "lite.commands", "pack.commands", "provision.commands", "sources.camera.adjust"},
     "inotify_simple": {"sources.folder.watch"},
