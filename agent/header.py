@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
-from agent import tiff
+from agent import jpeg, tiff
 from agent.errors import FrameError, InputError
 from agent.tiff import Directories, take
 
@@ -26,7 +26,6 @@ MAX_FILE_BYTES = 2 << 30
 MAX_PARTS = 4096  # segments, chunks or entries before the pixels; a photo with a large colour profile has hundreds
 
 _TAIL_BYTES = 1 << 20
-_JPEG_END = b"\xff\xd9"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 T = TypeVar("T")
@@ -47,7 +46,7 @@ class Header(msgspec.Struct, frozen=True):
         alpha: whether pixels carry transparency.
         orientation: EXIF's number, 1..8, of how the stored picture is to be turned; 1 is upright.
         beside_bytes: what OpenCV's decoder holds beside the decoded picture; measured (`test_image.py`).
-        data_at: offset in bytes behind which the picture's data ends with its end marker (JPEG).
+        data_at: where the first scan's data begin, in bytes (JPEG).
         part: number of the directory from 0 that describes it (TIFF).
     """
 
@@ -358,17 +357,7 @@ def _png_ends(handle: BinaryIO, header: Header, size: int) -> bool:
 
 
 def _jpeg_ends(handle: BinaryIO, header: Header, size: int) -> bool:
-    """Look for the end marker near the end first, then from the first scan on: a phone puts a film behind it."""
-    handle.seek(max(header.data_at, size - _TAIL_BYTES))
-    if _JPEG_END in handle.read():
-        return True
-    handle.seek(header.data_at)
-    last = b""
-    while handle.tell() < size - _TAIL_BYTES and (piece := handle.read(_TAIL_BYTES)):
-        if _JPEG_END in last + piece:
-            return True
-        last = piece[-1:]
-    return False
+    return jpeg.ends(handle, header.data_at)
 
 
 def _webp_ends(handle: BinaryIO, header: Header, size: int) -> bool:

@@ -20,6 +20,7 @@ import cv2
 import msgspec
 import numpy as np
 
+from agent import jpeg
 from agent.bundle import sha256_of_open
 from agent.errors import FrameError, InputError
 from agent.header import Header, is_complete, open_regular, parse_header
@@ -224,9 +225,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_complete(handle: BinaryIO, header: Header, path: Path) -> None:
-    """Refuse a JPEG or PNG without its end marker: decoders fill the missing part with grey and say nothing."""
+    """Refuse a JPEG or PNG without its end marker: decoders fill the missing part with grey and say nothing.
+
+    A JPEG of endless scans is refused too.
+    """
     if header.kind in ("jpeg", "png") and not is_complete(handle, header):
         raise FrameError("truncated", f"{path}: truncated, its end is missing")
+    if header.kind == "jpeg" and header.beside_bytes:  # of any other a decoder takes no second scan
+        jpeg.check_scans(handle, header.data_at, header.width * header.height, path)
 
 
 def _as_bytes(pixels: Pixels) -> Pixels:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+
+from PIL import Image
 
 from tests import bad_inputs as bad
 from tests import pdf_files as pdf
@@ -48,6 +51,19 @@ def tiff(width: int, height: int, rows: int, data: bytes, strips: int = 1) -> by
     return b"II*\0" + struct.pack("<I", after + len(lists)) + data + lists + directory
 
 
+def scans(count: int = 5000, side: int = 3000, mode: str = "L") -> bytes:
+    """Return a progressive JPEG with so many more scans of 22 bytes, each of which says that no pixel changes."""
+    file = io.BytesIO()
+    Image.new(mode, (side, side), "white").save(file, "JPEG", progressive=True)
+    picture = file.getvalue().removesuffix(b"\xff\xd9")
+    table = struct.pack(">HHB16sB", 0xFFC4, 20, 0x11, bytes([1]) + bytes(15), 0xE0)  # code 0: 2**14 blocks and more
+    scan = struct.pack(">HHB5B", 0xFFDA, 8, 1, 1, 1, 1, 63, 0x10)
+    block_runs = -(-(((side + 7) // 8) ** 2) // 27_306)
+    bits = "010101010101010" * block_runs
+    data = int(bits.ljust(-(-len(bits) // 8) * 8, "1"), 2).to_bytes(-(-len(bits) // 8), "big")
+    return picture + table + (scan + data) * count + b"\xff\xd9"
+
+
 def _content(data: bytes, packing: bytes) -> bytes:
     return pdf.document((pdf.stream(data, b"/Filter" + packing),))
 
@@ -87,6 +103,8 @@ BOMBS: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "tiff-size.tif": (lambda: tiff(50_000, 50_000, 50_000, blanks(1)), ("huge",)),
     "tiff-strip.tif": (lambda: tiff(100, 100, 100, blanks(103)), ()),
     "tiff-strips.tif": (lambda: tiff(60_000, 6000, 1, zlib.compress(bytes(60_000)), 1 << 20), ("memory",)),
+    "jpeg-scans.jpg": (scans, ("huge",)),
+    "jpeg-scans.pdf": (lambda: _image(3000, 3000, scans(mode="RGB"), b"/DCTDecode"), ("huge",)),
     "content.pdf": (lambda: _content(blanks(103), b"/FlateDecode"), ("huge",)),
     "nested.pdf": (_nested, ("huge",)),
     "objects.pdf": (_object_stream, ("huge",)),

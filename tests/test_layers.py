@@ -27,7 +27,7 @@ LAYERS = (
         "sources.upload",
         "sources.upload.problems",
     ),
-    ("page", "protocol", "strict", "notify", "heartbeat", "tiff", "documents.pdfium", "documents.search"),
+    ("page", "protocol", "strict", "notify", "heartbeat", "jpeg", "tiff", "documents.pdfium", "documents.search"),
     ("install", "install.places", "install.package", "pack"),
     ("install.system",),
     ("install.services", "install.release"),

@@ -118,7 +118,7 @@ def _pdf_page(
                 if stored.kind == "jpeg" and stored.channels in (1, 3):
                     return _decoded(jpeg, turned, path, budget)
             except FrameError as error:
-                if error.reason == "memory":
+                if error.reason in ("memory", "huge"):
                     raise
         # What the decoder does not take, PDFium may: it fills in what is missing.
         taken = pdf.take(handle, path, page, raw=False, dpi=settings.pdf_dpi, budget=budget)
