@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 MAX_DIRECTORIES = 4096
 MAX_ENTRIES = 4096
+MAX_ALL_ENTRIES = 1 << 18  # of all directories together, which may overlap; a page has about twenty
 MAX_STRIPS = 1 << 18  # looked at in all pages of a TIFF; 65,500 rows of a page may each have one
 
 WIDTH, HEIGHT, BITS, COLOURS, ORIENTATION = 256, 257, 258, 262, 274
@@ -48,11 +49,18 @@ class Directories:
         (self.first,) = struct.unpack(self.order + "I", take(handle, 4))
 
     def chain(self) -> Iterator[tuple[int, list[_Entry]]]:
-        """Yield where each directory begins, and its entries; ends where the chain comes back to itself."""
-        at, seen = self.first, set[int]()
+        """Yield where each directory begins, and its entries; ends where the chain comes back to itself.
+
+        Raises:
+            ValueError: the chain leads out of the file, or the directories have more entries than those of pages.
+        """
+        at, seen, left = self.first, set[int](), MAX_ALL_ENTRIES
         while at and at not in seen and len(seen) < MAX_DIRECTORIES:
             seen.add(at)
             entries, after = self.entries(at)
+            left -= len(entries)
+            if left < 0:
+                raise ValueError("endless entries")
             yield at, entries
             self._handle.seek(after)
             (at,) = struct.unpack(self.order + "I", take(self._handle, 4))
@@ -61,8 +69,8 @@ class Directories:
         """Return the entries of a directory, and where the next one's place is told."""
         self._handle.seek(at)
         (count,) = struct.unpack(self.order + "H", take(self._handle, 2))
-        entries = [struct.unpack(self.order + "HHI4s", take(self._handle, 12)) for _ in range(min(count, MAX_ENTRIES))]
-        return entries, at + 2 + 12 * count
+        data = take(self._handle, 12 * min(count, MAX_ENTRIES))
+        return list(struct.iter_unpack(self.order + "HHI4s", data)), at + 2 + 12 * count
 
     def tags(self, at: int | None = None) -> dict[int, int]:
         """Return the entries of a directory, the first by default, that are one whole number, by tag."""
@@ -82,7 +90,8 @@ class Directories:
 
     def parts(self, entries: list[_Entry]) -> Iterator[tuple[array[int], array[int]]]:
         """Yield where the strips, or tiles, of a directory begin, and how many bytes they have."""
-        lists = {entry[0]: self._numbers(entry) for entry in entries if entry[0] in _PART_TAGS}
+        wanted = {entry[0]: entry for entry in entries if entry[0] in _PART_TAGS}  # one each, though told many times
+        lists = {tag: self._numbers(entry) for tag, entry in wanted.items()}
         for starts, lengths in _PARTS.items():
             yield lists.get(starts, array("I")), lists.get(lengths, array("I"))
 
@@ -130,7 +139,7 @@ def ends_within(handle: BinaryIO, size: int) -> bool:
     for _, entries in directories.chain():
         any_page = True
         for starts, lengths in directories.parts(entries):
-            left -= len(starts)
+            left -= max(len(starts), len(lengths))
             ends = map(sum, zip_longest(starts, lengths, fillvalue=0))
             if max(ends, default=0) > size:
                 return False

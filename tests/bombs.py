@@ -64,6 +64,24 @@ def scans(count: int = 5000, side: int = 3000, mode: str = "L") -> bytes:
     return picture + table + (scan + data) * count + b"\xff\xd9"
 
 
+def tiff_chain(directories: int = 4095, lies: int = 2048) -> bytes:
+    """Return a TIFF of so many directories behind its first, of 4096 entries each, that lie over one another.
+
+    Each says that it is of a small copy and no page. They begin every 6 bytes, with the number of entries; 8192 such
+    steps further each tells where the next begins.
+    """
+    entries = [(256, 3, 1, 9), (257, 3, 1, 9), (258, 3, 1, 8), (277, 3, 1, 1)]
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    places = [lies + 6 * number for number in range(directories)]
+    data = bytearray((head + struct.pack("<I", lies)).ljust(lies + 6 * (8192 + directories), b"\0"))
+    for at, after in zip(places, [*places[1:], 0], strict=True):
+        struct.pack_into("<H", data, at, 4096)
+        struct.pack_into("<I", data, at + 2 + 12 * 4096, after)
+    for number in (5000, 5003):  # every other directory comes upon each
+        struct.pack_into("<HHII", data, lies + 6 * number + 2, 254, 4, 1, 1)
+    return bytes(data)
+
+
 def _content(data: bytes, packing: bytes) -> bytes:
     return pdf.document((pdf.stream(data, b"/Filter" + packing),))
 
@@ -103,6 +121,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "tiff-size.tif": (lambda: tiff(50_000, 50_000, 50_000, blanks(1)), ("huge",)),
     "tiff-strip.tif": (lambda: tiff(100, 100, 100, blanks(103)), ()),
     "tiff-strips.tif": (lambda: tiff(60_000, 6000, 1, zlib.compress(bytes(60_000)), 1 << 20), ("memory",)),
+    "tiff-chain.tif": (tiff_chain, ("truncated",)),
     "jpeg-scans.jpg": (scans, ("huge",)),
     "jpeg-scans.pdf": (lambda: _image(3000, 3000, scans(mode="RGB"), b"/DCTDecode"), ("huge",)),
     "content.pdf": (lambda: _content(blanks(103), b"/FlateDecode"), ("huge",)),
