@@ -182,25 +182,24 @@ class Crew:
         self._progress = progress
         self._models: Models | None = None
         self._mates: list[Mate] = []
-        self._size = settings.threads
+        self._size = settings.threads  # processes wanted; a mate that died or was dismissed is not wanted again
         self.wake()
 
     def wake(self) -> Models:
-        """Load the models that `rest` gave back; returns those of this process.
+        """Load the models that `rest` gave back, and start mates that are missing; returns the models of this process.
 
         Raises:
             EngineError: no runtime for this bundle, or a mate did not start.
         """
         if self._models is None:
             self._models = Models(self._bundle, self._settings)
-            if self._settings.threads > 1 and not self._models.uses_threads:
-                self._mates = [Mate(self._bundle, self._settings) for _ in range(self._size - 1)]
+        while not self._models.uses_threads and len(self._mates) < self._size - 1:
+            self._mates.append(Mate(self._bundle, self._settings))
         return self._models
 
     def rest(self) -> None:
         """Give the models back, and end the mates, until they are needed again."""
         if self._models is not None:
-            self._size = self.size
             self.close()
             trim()
 
@@ -222,6 +221,7 @@ class Crew:
     def dismiss(self) -> None:
         """End one of the mates, and its memory with it."""
         self._mates.pop().close()
+        self._size -= 1
 
     def run(self, model: ModelName, pictures: Sequence[Pixels], costs: Sequence[int]) -> list[Result]:
         """Run a model over pictures, shared out among the processes; results in the same order.
@@ -233,15 +233,21 @@ class Crew:
         own, *others = shares(order, costs, self.size)
         results: dict[int, Result] = {}
         busy = [(mate, share) for mate, share in zip(self._mates, others, strict=True) if share]
-        for mate, share in busy:
-            self._survive(mate, mate.start, model, [pictures[i] for i in share])
-        for index in own:
-            results[index] = models.run(model, pictures[index])
-            self._progress()
-        for mate, share in busy:
-            done = self._survive(mate, mate.finish) if mate in self._mates else None
-            self._progress()
-            results.update(zip(share, done or (), strict=False))
+        try:
+            for mate, share in busy:
+                self._survive(mate, mate.start, model, [pictures[i] for i in share])
+            for index in own:
+                results[index] = models.run(model, pictures[index])
+                self._progress()
+            while busy:
+                mate, share = busy[0]
+                done = self._survive(mate, mate.finish) if mate in self._mates else None
+                busy.pop(0)
+                self._progress()
+                results.update(zip(share, done or (), strict=False))
+        except BaseException:
+            self._abandon([mate for mate, _ in busy])
+            raise
         for index in order:
             if index not in results:  # a mate died over it
                 results[index] = models.run(model, pictures[index])
@@ -264,6 +270,16 @@ class Crew:
             mate.close()
         self._models, self._mates = None, []
 
+    def _abandon(self, mates: Sequence[Mate]) -> None:
+        """End mates whose answers nobody will read: they would be taken for those of the next page.
+
+        The next `wake` starts others.
+        """
+        for mate in mates:
+            if mate in self._mates:
+                self._mates.remove(mate)
+                mate.close()
+
     def _survive(self, mate: Mate, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """Do something with a mate; when it has died go on without it."""
         try:
@@ -271,6 +287,7 @@ class Crew:
         except EOFError:
             _log.warning("a second process died (status %s); its share is done by the first", mate.status)
             self._mates.remove(mate)
+            self._size -= 1
             mate.close()
             return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -14,9 +15,10 @@ from agent import memory
 from agent.bundle import ModelBundle
 from agent.engines import EngineSettings
 from agent.image import load_frame
-from agent.mate import shares
+from agent.mate import Crew, shares
 from agent.page import PageResult
 from agent.reader import Reader, ReaderSettings
+from tests.crew_program import pictures
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "receipt.png"
 
@@ -78,6 +80,53 @@ def test_a_page_is_read_to_the_end_when_the_mate_dies(bundle_path: Path, caplog:
         assert read(reader).lines == whole.lines
     finally:
         reader.close()
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("fault", [MemoryError, KeyboardInterrupt])
+def test_page_after_one_that_broke_off_has_its_own_text(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[BaseException]
+) -> None:
+    bundle = ModelBundle.load(bundle_path)
+    alone, both = Crew(bundle, EngineSettings()), Crew(bundle, EngineSettings(threads=3))
+    first, second = pictures()[0], [tile[:, ::-1] for tile in pictures()[0]]
+    texts = [[found.tolist() for found in alone.run("det", tiles, costs=[1] * 4)] for tiles in (first, second)]
+    assert texts[0] != texts[1]
+    before = list(both._mates)
+
+    def breaks_off(*given: object) -> NoReturn:
+        raise fault
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(both.wake(), "run", breaks_off)
+            with pytest.raises(fault):
+                both.run("det", first, costs=[1] * 4)
+        assert both.size == 1
+        assert all(mate.status is not None for mate in before)
+        assert [found.tolist() for found in both.run("det", second, costs=[1] * 4)] == texts[1]
+        assert both.size == 3
+    finally:
+        alone.close()
+        both.close()
+
+
+@pytest.mark.models
+def test_mate_that_was_sent_away_or_died_stays_away_after_a_rest(bundle_path: Path) -> None:
+    crew = Crew(ModelBundle.load(bundle_path), EngineSettings(threads=3))
+    try:
+        crew.dismiss()
+        crew.rest()
+        crew.wake()
+        assert crew.size == 2
+        crew._mates[0]._process.kill()
+        crew._mates[0]._process.wait()
+        crew.release()
+        crew.rest()
+        crew.wake()
+        assert crew.size == 1
+    finally:
+        crew.close()
 
 
 @given(costs=st.lists(st.integers(1, 3000), max_size=60), count=st.integers(1, 4))
