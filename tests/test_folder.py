@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.bundle import sha256_of_open
 from agent.documents.document import is_complete
 from agent.errors import ConfigError, FrameError, InputError
 from agent.source_config import FolderConfig
 from agent.sources.folder import inbox, tree
+from agent.sources.folder.identity import PART_BYTES, digest_of
 from agent.sources.folder.retention import DAY_S, FIRST_DAY_S, SPEED, STEP
 from agent.sources.folder.source import FolderSource
 from tests import bad_inputs as bad
@@ -556,8 +556,8 @@ def test_file_that_is_written_to_while_its_key_is_made_waits(rig, monkeypatch):
     source = rig.open()
     path = rig.put(1)
     with path.open("ab") as writer, monkeypatch.context() as patched:
-        whole = "agent.sources.folder.source.sha256_of_open"
-        patched.setattr(whole, lambda handle: (writer.write(b"more"), writer.flush(), sha256_of_open(handle))[2])
+        whole = "agent.sources.folder.source.digest_of"
+        patched.setattr(whole, lambda handle: (writer.write(b"more"), writer.flush(), digest_of(handle))[2])
         assert rig.offered() == []
     rig.clock.wait(STABLE_S + 0.25)
     (capture,) = drained(source, rig)
@@ -601,6 +601,49 @@ def test_key_is_that_of_the_content(rig):
         keys.add(capture.key)
         source.done(capture)
     assert keys == {hashlib.sha256(numbered_png(1)).hexdigest()}
+
+
+def film(path: Path, last: bytes, size: int = 500 << 20) -> None:
+    """Write a large file of a type that is not read; what lies between its ends takes no room on the disk."""
+    with path.open("wb") as file:
+        file.write(b"\0\0\0\x18ftypmp42")
+        file.truncate(size - len(last))
+        file.seek(0, os.SEEK_END)
+        file.write(last)
+
+
+def test_film_is_refused_and_not_read_as_a_whole(rig, monkeypatch):
+    monkeypatch.setattr("agent.sources.folder.identity.sha256_of_open", lambda handle: pytest.fail("read as a whole"))
+    source = rig.open()
+    film(rig.path / "film.mp4", b"end")
+    rig.clock.wait(GIVE_UP_S)
+    rig.settle()
+    rig.clock.wait(GIVE_UP_S)
+    (capture,) = drained(source, rig)
+    with pytest.raises(FrameError) as caught:
+        capture.load(AMPLE)
+    assert caught.value.reason == "type"
+    rig.open()
+    rig.clock.wait(GIVE_UP_S)
+    (again,) = drained(rig.source, rig)
+    assert again.key == capture.key
+
+
+def test_films_of_another_size_or_end_have_keys_of_their_own(tmp_path):
+    digests = []
+    for number, (last, size) in enumerate([(b"a", 9 << 20), (b"b", 9 << 20), (b"a", 10 << 20), (b"a", 9 << 20)]):
+        film(tmp_path / f"{number}.mp4", last, size)
+        with (tmp_path / f"{number}.mp4").open("rb") as handle:
+            digests.append(digest_of(handle))
+    assert len(set(digests)) == 3 and digests[0] == digests[3]
+
+
+@pytest.mark.parametrize("start", [numbered_png(1), saved("JPEG"), saved("TIFF"), b"mail\n%PDF-1.7\n"])
+def test_key_of_what_may_be_read_is_of_the_whole_content(tmp_path, start):
+    data = start.ljust(5 * PART_BYTES, b"\0")
+    (tmp_path / "a").write_bytes(data)
+    with (tmp_path / "a").open("rb") as handle:
+        assert digest_of(handle) == hashlib.sha256(data).hexdigest()
 
 
 def test_every_arrival_has_a_key_where_the_same_is_to_be_read_again(rig):

@@ -67,6 +67,7 @@ LAYERS = (
         "trial",
         "sources",
         "sources.camera.glance",
+        "sources.folder.identity",
         "sources.folder.inbox",
         "sources.folder.tree",
         "sources.folder.watch",

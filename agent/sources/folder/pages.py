@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 
-from agent.bundle import sha256_of_open
 from agent.documents.document import Document, is_complete, load_page
 from agent.errors import FrameError, InputError
 from agent.header import open_regular
@@ -17,6 +16,7 @@ from agent.memory import Budget
 from agent.page import Frame, page_key
 from agent.source_config import DocumentsConfig
 from agent.sources import CHANGED
+from agent.sources.folder.identity import digest_of
 from agent.sources.folder.inbox import Sight, Waiting, sight
 
 NOTED = 20  # pages that a note names, at most
@@ -26,8 +26,8 @@ class FolderCapture(msgspec.Struct, frozen=True):
     """A claimed picture, or a page of a claimed document.
 
     Attributes:
-        key: sha256 of the file's content, with its claim's name behind where the same content is to be read again, and
-            the number of the page in a document; of a file without readable content that of its claim's name.
+        key: `digest_of` the file, with its claim's name behind where the same content is to be read again, and the
+            number of the page in a document; of a file without readable content the sha256 of its claim's name.
         source: the source's name.
         name: the file's, valid Unicode.
         path: where it lies.
@@ -79,7 +79,7 @@ class FolderCapture(msgspec.Struct, frozen=True):
         except FrameError as error:
             if error.reason != "huge":  # a verdict on a file that is still written to is none
                 with open_regular(self.path) as handle:
-                    self._check_same(self.key.startswith(sha256_of_open(handle)))
+                    self._check_same(self.key.startswith(digest_of(handle)))
             raise
         self._check_same(self.key.startswith(frame.key))
         return msgspec.structs.replace(frame, key=self.key)

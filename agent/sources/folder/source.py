@@ -14,7 +14,6 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from agent.bundle import sha256_of_open
 from agent.clock import Clock
 from agent.documents.document import is_complete, look_into
 from agent.errors import AgentError, ConfigError, FrameError, InputError
@@ -22,6 +21,7 @@ from agent.header import MAX_FILE_BYTES, printable
 from agent.page import PageResult
 from agent.source_config import DocumentsConfig, FolderConfig
 from agent.sources import CHANGED, Capture
+from agent.sources.folder.identity import digest_of
 from agent.sources.folder.inbox import Inbox, Waiting, sight
 from agent.sources.folder.pages import FolderCapture, Pages, reason_of
 from agent.sources.folder.retention import Retention
@@ -288,7 +288,7 @@ class FolderSource:
             with self._tree.beside(claimed.claim) as (room, before):
                 descriptor = os.open(before + claimed.name, _READ, dir_fd=room)
             with os.fdopen(descriptor, "rb") as handle:
-                digest = sha256_of_open(handle)
+                digest = digest_of(handle)
                 seen = sight(os.fstat(descriptor))
         except OSError:
             return own
