@@ -334,11 +334,13 @@ def test_folder_that_is_away_between_two_pages_is_waited_for_and_found(rig, tmp_
     rig.settle()
     source.done(source.poll())
     rig.path.rename(tmp_path / "away")
+    rig.path.write_text("no folder, and none can be made here")
     rig.clock.wait(POLL_S)  # it is listed then
     for _ in range(6):
         assert source.poll() is None
         assert source.next_s() > 0
         rig.clock.wait(POLL_S / 3)
+    rig.path.unlink()
     (tmp_path / "away").rename(rig.path)
     found = []
     for _ in range(12):
