@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
@@ -186,12 +187,13 @@ def sha256_of(path: Path) -> str:
         return sha256_of_open(handle)
 
 
-def sha256_of_open(handle: BinaryIO) -> str:
-    """Return the sha256 of an open file from its beginning, read in pieces."""
+def sha256_of_open(handle: BinaryIO, progress: Callable[[], None] = lambda: None) -> str:
+    """Return the sha256 of an open file from its beginning, read in pieces; `progress` is called after each."""
     handle.seek(0)
     digest = hashlib.sha256()
     while piece := handle.read(1 << 20):
         digest.update(piece)
+        progress()
     return digest.hexdigest()
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from agent.reader import ReaderSettings
 
 
+Progress = Callable[[], None]
+
+
 class PageReader(Protocol):
     """What reads a frame."""
 
@@ -39,44 +42,44 @@ class PageReader(Protocol):
         """Give the models back."""
 
 
-def open_sources(config: AgentConfig, clock: Clock) -> list[Source]:
-    """Return the configured sources.
+def open_sources(config: AgentConfig, clock: Clock, progress: Progress = lambda: None) -> list[Source]:
+    """Return the configured sources; `progress` is called while one of them is busy for long.
 
     Raises:
         ConfigError: one of them cannot work; the message says what to do.
     """
-    return [_OPENERS[type(source)](config, source, clock) for source in config.source]
+    return [_OPENERS[type(source)](config, source, clock, progress) for source in config.source]
 
 
-def _open_folder(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
+def _open_folder(config: AgentConfig, source: SourceConfig, clock: Clock, progress: Progress) -> Source:
     from agent.sources.folder.source import FolderSource
 
     assert isinstance(source, FolderConfig)
-    return FolderSource(source, clock, config.documents)
+    return FolderSource(source, clock, config.documents, progress)
 
 
-def _open_scanner(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
+def _open_scanner(config: AgentConfig, source: SourceConfig, clock: Clock, progress: Progress) -> Source:
     from agent.sources.scanner.source import ScannerSource
 
     assert isinstance(source, ScannerConfig)
     return ScannerSource(source, Path(config.state_dir), clock)
 
 
-def _open_upload(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
+def _open_upload(config: AgentConfig, source: SourceConfig, clock: Clock, progress: Progress) -> Source:
     from agent.sources.upload.source import UploadSource
 
     assert isinstance(source, UploadConfig)
     return UploadSource(source, config, clock)
 
 
-def _open_camera(config: AgentConfig, source: SourceConfig, clock: Clock) -> Source:
+def _open_camera(config: AgentConfig, source: SourceConfig, clock: Clock, progress: Progress) -> Source:
     from agent.sources.camera.source import CameraSource
 
     assert isinstance(source, CameraConfig)
     return CameraSource(source, Path(config.state_dir), clock)
 
 
-_OPENERS: dict[type, Callable[[AgentConfig, SourceConfig, Clock], Source]] = {
+_OPENERS: dict[type, Callable[[AgentConfig, SourceConfig, Clock, Progress], Source]] = {
     FolderConfig: _open_folder,
     ScannerConfig: _open_scanner,
     CameraConfig: _open_camera,
@@ -84,7 +87,7 @@ _OPENERS: dict[type, Callable[[AgentConfig, SourceConfig, Clock], Source]] = {
 }
 
 
-def open_reader(config: AgentConfig, progress: Callable[[], None] = lambda: None) -> tuple[PageReader, str]:
+def open_reader(config: AgentConfig, progress: Progress = lambda: None) -> tuple[PageReader, str]:
     """Load the configured models.
 
     Args:

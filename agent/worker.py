@@ -405,7 +405,7 @@ def run(
     notifier = notify.connect(clock, beat=lock.heart.beat)
     reader = reader or partial(open_reader, progress=notifier.progress)
     outbox = Outbox(state_dir, config.outbox, role="worker", clock=clock)
-    sources = open_sources(config, clock)
+    sources = open_sources(config, clock, notifier.progress)
     config = _within(config, allowed_mb(config.memory.limit_mb) - sum(source.needs_mb() for source in sources))
     worker = Worker(config, outbox, sources, partial(reader, config), clock, notifier)
     for number in (signal.SIGTERM, signal.SIGINT):

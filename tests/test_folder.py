@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -1355,3 +1357,16 @@ def test_files_of_a_time_before_the_clock_was_set_are_not_old(rig, monkeypatch):
     days(rig, 5)
     assert rig.below("done") == ["page-0.png"]
     assert time.time() > FIRST_DAY_S
+
+
+def test_large_file_tells_of_progress_while_it_is_read_to_know_it_again(rig):
+    """From a slow share that takes longer than the watchdog waits."""
+    told: list[int] = []
+    rig.path.mkdir(exist_ok=True)
+    source = FolderSource(FolderConfig(name="scans", path=str(rig.path)), rig.clock, progress=lambda: told.append(1))
+    pixels = np.random.default_rng(1).integers(0, 256, (1500, 1500, 3), np.uint8)
+    assert cv2.imwrite(str(rig.path / "page.bmp"), pixels)
+    rig.source = source
+    rig.settle()
+    assert source.poll() is not None
+    assert len(told) == 7  # MB

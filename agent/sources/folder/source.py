@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,7 +47,11 @@ class FolderSource:
     """Takes pictures and documents from a folder. See `FolderConfig` for what can be set."""
 
     def __init__(
-        self, config: FolderConfig, clock: Clock | None = None, documents: DocumentsConfig | None = None
+        self,
+        config: FolderConfig,
+        clock: Clock | None = None,
+        documents: DocumentsConfig | None = None,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the folder; files that were claimed before are offered first.
 
@@ -54,6 +59,7 @@ class FolderSource:
             config: the settings.
             clock: time.
             documents: how files of several pages are read.
+            progress: called while a large file is read to know it again, for a watchdog: a share may be slow.
 
         Raises:
             ConfigError: it cannot be worked in; the message says what to do.
@@ -62,6 +68,7 @@ class FolderSource:
         self._config = config
         self._documents = documents or DocumentsConfig()
         self._clock = clock or Clock()
+        self._progress = progress
         self._tree = Tree(config.path)
         self._inbox = Inbox(config.stable_s)
         self._watch = Watch()
@@ -288,7 +295,7 @@ class FolderSource:
             with self._tree.beside(claimed.claim) as (room, before):
                 descriptor = os.open(before + claimed.name, _READ, dir_fd=room)
             with os.fdopen(descriptor, "rb") as handle:
-                digest = digest_of(handle)
+                digest = digest_of(handle, self._progress)
                 seen = sight(os.fstat(descriptor))
         except OSError:
             return own
