@@ -559,7 +559,7 @@ def test_file_that_is_written_to_while_its_key_is_made_waits(rig, monkeypatch):
     path = rig.put(1)
     with path.open("ab") as writer, monkeypatch.context() as patched:
         whole = "agent.sources.folder.source.digest_of"
-        patched.setattr(whole, lambda handle: (writer.write(b"more"), writer.flush(), digest_of(handle))[2])
+        patched.setattr(whole, lambda handle, progress: (writer.write(b"more"), writer.flush(), digest_of(handle))[2])
         assert rig.offered() == []
     rig.clock.wait(STABLE_S + 0.25)
     (capture,) = drained(source, rig)
