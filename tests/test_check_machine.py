@@ -394,6 +394,18 @@ def test_nothing_is_left_in_a_folder_that_was_tried(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_link_that_somebody_has_laid_in_a_folder_is_not_followed(tmp_path, monkeypatch):
+    folder, precious = tmp_path / "in", tmp_path / "precious"
+    precious.write_text("kept")
+    folder.mkdir()
+    for planted in (f".edge-ocr-check-{os.getpid()}", f".edge-ocr-check-{'00' * 8}"):
+        (folder / planted).symlink_to(precious)
+    assert sources.folder_finding("in", folder, "").level == "ok"
+    monkeypatch.setattr(os, "urandom", bytes)  # somebody who guesses the name
+    assert sources.folder_finding("in", folder, "").level == "fail"
+    assert precious.read_text() == "kept" and len(os.listdir(folder)) == 2
+
+
 def test_worker_that_runs_is_not_disturbed_and_asked_about_its_sources(box, tmp_path):
     from agent.health import WorkerState, write_state
 

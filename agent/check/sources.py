@@ -104,10 +104,13 @@ def _try_folder(path: Path) -> None:
     """List a folder, write a file and rename it, as the source does; names with a dot before them are left alone."""
     with os.scandir(path) as entries:
         next(entries, None)
-    first = path / f"{_TRIAL}-{os.getpid()}"
+    first = path / f"{_TRIAL}-{os.urandom(8).hex()}"
     second = first.with_name(f"{first.name}.renamed")
+    # A new file in any case: this may be root, in a folder where somebody else lays links.
+    descriptor = os.open(first, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        first.write_bytes(b"edge-ocr check\n")
+        with open(descriptor, "wb") as file:
+            file.write(b"edge-ocr check\n")
         first.rename(second)
     finally:
         for left in (first, second):
