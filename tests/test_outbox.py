@@ -651,6 +651,18 @@ def occupy(path: Path) -> Path:
     return hog
 
 
+@pytest.mark.parametrize("name", [f"outbox.probe-{os.getpid()}", "outbox.new"])
+def test_link_in_the_place_of_a_probe_or_the_ballast_is_not_followed(tmp_path, name):
+    precious, state = tmp_path / "precious", tmp_path / "state"
+    precious.write_text("kept")
+    state.mkdir()
+    (state / name).symlink_to(precious)
+    assert disk.trouble(state, state / "outbox.db") == ""
+    disk.Ballast(state / "outbox.ballast", 4096, 0).keep()
+    assert precious.read_text() == "kept"
+    assert os.listdir(state) == ["outbox.ballast"]
+
+
 def test_full_disk_is_named_and_nothing_accepted_is_lost(small_disk, clock):
     with opened(small_disk, clock=clock) as box:
         accepted = fill(box, 20)

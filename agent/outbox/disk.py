@@ -32,8 +32,9 @@ def trouble(directory: Path, file: Path) -> str:
 
 
 def _write(path: Path, size: int) -> None:
-    """Make a file that has its place on the disk for sure."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    """Make a file that has its place on the disk for sure, in place of one that was left; no link is followed."""
+    path.unlink(missing_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(file, 0, size)
         os.pwrite(file, bytes(512), 0)
