@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def synchronize(folder: Path) -> None:
@@ -27,11 +31,36 @@ def put(path: Path, content: bytes, mode: int = 0o644) -> None:
     """
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with open(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)  # whatever the umask is
+    with _written(fresh, path, mode) as file:
         file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    fresh.rename(path)
+
+
+@contextmanager
+def exported(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write that nobody else may read; it takes its place whole, or not at all, when the block ends.
+
+    The folder may be one where others write too: no link that somebody has laid there is followed.
+
+    Raises:
+        OSError: it cannot be written, or a device or pipe is there, which a file would take the place of.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "is no file", str(path))
+    with _written(path.with_name(f".{path.name}.{os.urandom(8).hex()}"), path, 0o600) as file:
+        yield file
+
+
+@contextmanager
+def _written(fresh: Path, path: Path, mode: int) -> Iterator[IO[bytes]]:
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)  # whatever the umask is
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        fresh.rename(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
     synchronize(path.parent)

@@ -6,12 +6,14 @@ import datetime
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 import msgspec
 
+from agent import durable
 from agent.config import AgentConfig, CollectorConfig, load
 from agent.errors import ExitCode, InputError
 from agent.health import Role
@@ -265,17 +267,35 @@ def show_command(path: Path, seq: int) -> None:
 @outbox_group.command("export")
 @_config_option(CONFIG)
 @click.option("--state", type=click.Choice(STATES), help="Only rows in this state.")
-@click.option("-o", "--output", type=click.File("wb"), default="-", help="File; default standard output.")
-def export_command(path: Path, state: str | None, output: Any) -> None:
-    """Write rows as JSON lines, for a machine whose link will not come back."""
+@click.option("-o", "--output", default="-", show_default=True, help="File, or - for standard output.")
+def export_command(path: Path, state: str | None, output: str) -> None:
+    """Write rows as JSON lines, for a machine whose link will not come back. Only the owner may read their file."""
     outbox = _open(path)
     try:
-        after, batch = 0, 500
-        while rows := list(outbox.rows(None if state is None else STATES.index(state), batch, after)):
-            output.writelines(msgspec.json.encode(_exported(row)) + b"\n" for row in rows)
-            after = rows[-1].seq
+        with _output(output) as file:
+            count = _export(outbox, None if state is None else STATES.index(state), file)
+    except OSError as error:
+        where = "standard output" if output == "-" else output
+        raise InputError(f"{where}: {error.strerror}; give another place with -o: not all rows are there") from error
     finally:
         outbox.close()
+    click.echo(f"{count} {'row' if count == 1 else 'rows'}", err=True)
+
+
+def _output(name: str) -> AbstractContextManager[IO[bytes]]:
+    if name != "-":
+        return durable.exported(Path(name))
+    sys.stdout.flush()
+    return open(sys.stdout.fileno(), "wb", closefd=False)  # its own buffer: what cannot be written is not tried again
+
+
+def _export(outbox: Outbox, state: int | None, file: IO[bytes]) -> int:
+    """Write rows and return how many they are."""
+    after, batch, count = 0, 500, 0
+    while rows := list(outbox.rows(state, batch, after)):
+        file.writelines(msgspec.json.encode(_exported(row)) + b"\n" for row in rows)
+        after, count = rows[-1].seq, count + len(rows)
+    return count
 
 
 @outbox_group.command("retry")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from agent.errors import ExitCode
 from agent.health import Lock, UplinkState, WorkerState, write_state
 from agent.outbox import Marks, Outbox
 from tests.command import EDGE_OCR, Ran, run
+from tests.test_check_machine import mounted
 
 SETTINGS = """\
 device = "box-1"
@@ -110,6 +113,50 @@ def test_export_writes_every_row(home, tmp_path):
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     assert [row["seq"] for row in rows] == [1, 2, 3]
     assert all({"epoch", "seq", "state", "sha256", "result"} <= row.keys() for row in rows)
+
+
+def test_exported_file_is_private_and_takes_the_place_of_a_link(home, tmp_path):
+    precious, target = tmp_path / "precious", tmp_path / "rows.jsonl"
+    precious.write_text("kept")
+    target.symlink_to(precious)
+    ran = tell(home, "outbox", "export", "--output", str(target))
+    assert (ran.status, ran.err, precious.read_text()) == (0, "3 rows\n", "kept")
+    assert (target.is_symlink(), target.stat().st_mode & 0o777) == (False, 0o600)
+
+
+def test_export_of_no_rows_is_an_empty_file(home, tmp_path):
+    ran = tell(home, "outbox", "export", "--state", "stored", "--output", str(tmp_path / "rows.jsonl"))
+    assert (ran.status, ran.err, (tmp_path / "rows.jsonl").read_bytes()) == (0, "0 rows\n", b"")
+
+
+def test_export_goes_to_standard_output(home):
+    ran = tell(home, "outbox", "export", "--output", "-")
+    assert (ran.status, ran.err, len(ran.out.splitlines())) == (0, "3 rows\n", 3)
+
+
+def test_export_that_has_no_place_leaves_what_was_there(home, tmp_path):
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=4k", "tmpfs") as small:
+        (small / "rows.jsonl").write_text("before")
+        ran = tell(home, "outbox", "export", "--output", str(small / "rows.jsonl"))
+        assert ran.status == ExitCode.NO_INPUT
+        assert ran.err.startswith(f"edge-ocr: {small}/rows.jsonl: No space left on device; ")
+        assert [(path.name, path.read_text()) for path in small.iterdir()] == [("rows.jsonl", "before")]
+
+
+def test_export_never_takes_the_place_of_a_pipe_or_device(home, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    ran = tell(home, "outbox", "export", "--output", str(tmp_path / "pipe"))
+    assert (ran.status, "is no file" in ran.err) == (ExitCode.NO_INPUT, True)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_standard_output_that_takes_no_more_is_said(home):
+    with open("/dev/full", "wb") as full:
+        command = (*EDGE_OCR, "outbox", "export", "-c", home / "agent.toml")
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ran.returncode == ExitCode.NO_INPUT
+    assert ran.stderr.startswith("edge-ocr: standard output: No space left on device; ")
+    assert ran.stderr.count("\n") == 1
 
 
 def test_retry_sends_dead_rows_again(home):

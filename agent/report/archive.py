@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 import time
 from pathlib import Path
 
 import msgspec
 
-from agent import __version__
+from agent import __version__, durable
 from agent.check import doctor, together
 from agent.config import AgentConfig, load
 from agent.errors import ConfigError, InputError
@@ -96,14 +95,9 @@ def write(told: Told, output: Path | None) -> Path:
         InputError: it cannot be written there.
     """
     path = output or Path(told.name)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        try:
-            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(told.packed)
-            fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
+        with durable.exported(path) as file:
+            file.write(told.packed)
     except OSError as error:
         advice = "give another place with -o, or have it on standard output: edge-ocr report -o - > FILE"
         raise InputError(f"{path}: {error.strerror}; {advice}") from error
