@@ -21,6 +21,12 @@ BESIDE_MB = 64
 """What counts against a control group and is no program's resident memory: the kernel's part, caches of files."""
 _HEAD = "# Written by `edge-ocr units` from the settings; write it anew when they change."
 _HIDDEN = ("/home", "/root", "/run/user")  # by ProtectHome=
+NO_PICTURES = (
+    *("/srv", "/mnt", "/media"),
+    *(f"{STATE_DIR}/inbox", f"{STATE_DIR}/sources"),
+    "/var/cache/edge-ocr",
+)
+"""What the uplink's unit makes inaccessible; a test reads it there."""
 CAMERA = ("PrivateDevices=no", "DeviceAllow=char-video4linux rw", "SupplementaryGroups=video")
 # libusb finds nothing without the kernel's announcements, which come over netlink.
 SCANNER = (
@@ -88,7 +94,9 @@ def _worker(config: AgentConfig) -> list[str]:
 
 
 def _uplink(config: AgentConfig) -> list[str]:
-    lines = list(_writable(config.state_dir))
+    lines = [*_in_sight(config.state_dir), *_writable(config.state_dir)]
+    if os.path.normpath(config.state_dir) != STATE_DIR:
+        lines.append(f"InaccessiblePaths={_quoted('-', os.path.join(os.path.normpath(config.state_dir), 'sources'))}")
     for folder in _folders(config.source):
         if not _within(config.state_dir, folder):  # the outbox itself must stay in sight
             lines.append(f"InaccessiblePaths={_quoted('-', folder)}")
@@ -96,6 +104,17 @@ def _uplink(config: AgentConfig) -> list[str]:
         # An empty one first, which takes back the private networks: no name has to be looked up.
         lines += ["IPAddressAllow=", f"IPAddressAllow={address}"]
     return lines
+
+
+def _in_sight(state_dir: str) -> Iterator[str]:
+    """Yield what gives the uplink its state where the unit hides a folder above it: all but that folder hidden anew.
+
+    Below what is inaccessible systemd drops whatever else is said.
+    """
+    hidden = [place for place in NO_PICTURES if not _within(state_dir, place)]
+    if len(hidden) < len(NO_PICTURES):
+        yield "InaccessiblePaths="
+        yield f"InaccessiblePaths={' '.join(f'-{place}' for place in hidden)}"
 
 
 def _needs(source: SourceConfig) -> Iterator[str]:

@@ -196,6 +196,33 @@ def test_state_directory_elsewhere_is_opened_to_both(tmp_path):
     assert all('ReadWritePaths="-/data/ocr"\n' in text for text in made.values())
 
 
+def test_uplink_hides_what_the_drop_in_takes_it_to_hide():
+    lines = re.findall(r"^InaccessiblePaths=(.+)$", (HOME / SERVICES[1]).read_text(), re.MULTILINE)
+    assert tuple(place for line in lines for place in line.split()) == tuple(f"-{place}" for place in units.NO_PICTURES)
+    assert not re.search("^InaccessiblePaths=", (HOME / SERVICES[0]).read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("state_dir", "opened"), [("/srv/ocr", "/srv"), ("/mnt/ssd/x/../ocr", "/mnt"), ("/media", "/media"), ("/srvs", "")]
+)
+def test_state_directory_below_a_hidden_folder_stays_in_sight_of_the_uplink(tmp_path, state_dir, opened):
+    made = units.drop_ins(settings(tmp_path, state_dir=state_dir, path="/data/scans"))
+    place = str(Path(state_dir.replace("/x/..", "")))
+    anew = " ".join(f"-{hidden}" for hidden in units.NO_PICTURES if hidden != opened)
+    lines = [f'ReadWritePaths="-{place}"', f'InaccessiblePaths="-{place}/sources"', 'InaccessiblePaths="-/data/scans"']
+    if opened:
+        lines = ["InaccessiblePaths=", f"InaccessiblePaths={anew}", *lines]
+    assert made["edge-ocr-uplink.service"].partition("[Service]\n")[2].splitlines() == lines
+    assert "InaccessiblePaths" not in made["edge-ocr-worker.service"]
+
+
+def test_pictures_of_cameras_are_closed_to_the_uplink_wherever_the_state_is(tmp_path):
+    for state_dir in ("/home/joe/ocr", "/var/lib/edge-ocr/more"):
+        text = units.drop_ins(settings(tmp_path, state_dir=state_dir))["edge-ocr-uplink.service"]
+        assert f'InaccessiblePaths="-{state_dir}/sources"\n' in text
+    assert "sources" not in units.drop_ins(settings(tmp_path))["edge-ocr-uplink.service"]
+
+
 @pytest.mark.parametrize(("host", "allowed"), [("10.1.2.3", "10.1.2.3"), ("2001:db8::1", "2001:db8::1")])
 def test_broker_by_its_address_is_all_that_is_reached(tmp_path, host, allowed):
     text = units.drop_ins(settings(tmp_path, host=host))["edge-ocr-uplink.service"]

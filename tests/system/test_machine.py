@@ -241,6 +241,28 @@ def test_worker_that_hangs_is_ended_and_started_again(box):
     assert "Fatal Python error: Aborted" in box.journal(WORKER)  # by the watchdog, with the place where it hung
 
 
+@pytest.mark.parametrize("state_dir", ["/srv/ocr", "/home/ocr"])
+def test_state_directory_elsewhere_is_seen_by_both_and_its_pictures_by_the_worker_alone(box, state_dir):
+    before, sources = box.show(UPLINK, "MainPID"), f"{state_dir}/sources"
+    box.write("/etc/edge-ocr/agent.toml", f'state_dir = "{state_dir}"\n{SETTINGS}')
+    box.run("install", "-d", "-o", "edge-ocr", "-g", "edge-ocr", state_dir, sources, "/srv/scans", "/mnt/scans")
+    assert edge_ocr(box, "units", "--output", "/etc/systemd/system").status == 0
+    try:
+        box.run("systemctl", "daemon-reload")
+        box.run("systemctl", "restart", WORKER, UPLINK)
+        assert until(lambda: active(box, WORKER) and active(box, UPLINK), 60) < 60, box.journal("edge-ocr*")
+        assert box.show(UPLINK, "MainPID") != before
+        state, pictures, new = f"open('{state_dir}/new', 'w').name", f"os.listdir('{sources}')", f"{state_dir}/new"
+        assert tried(box, WORKER, state, f"os.path.isdir('{sources}')") == [new, "True"]
+        assert tried(box, UPLINK, state, pictures, "os.listdir('/mnt/scans')") == [new, "EACCES", "EACCES"]
+    finally:
+        box.write("/etc/edge-ocr/agent.toml", SETTINGS)
+        box.run("rm", *(f"/etc/systemd/system/{unit}.d/10-settings.conf" for unit in (WORKER, UPLINK)))
+        box.run("systemctl", "daemon-reload")
+        box.run("systemctl", "restart", WORKER, UPLINK)
+    assert until(lambda: active(box, WORKER) and active(box, UPLINK), 60) < 60
+
+
 def test_wrong_settings_are_not_tried_again(box):
     box.write("/etc/edge-ocr/agent.toml", SETTINGS.replace("device", "devise"))
     box.run("systemctl", "restart", WORKER)
