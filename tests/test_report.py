@@ -39,9 +39,11 @@ PLANTED = {
     "hook secret": "marmalade",
     "user": "bernadette",
     "query": "zitronenfalter",
+    "path": "kirschkern",
     "pattern": "77889900",
     "serial": "C0FFEE4711",
 }
+PIN = "987654"  # in an address; a number that short may stand elsewhere
 PIECES = {
     piece
     for text in PLANTED.values()
@@ -63,7 +65,7 @@ path = "{home}/scans"
 [[source]]
 type = "camera"
 name = "eye"
-device = "http://127.0.0.1:9/stream?{query}"
+device = "http://127.0.0.1:9/{path}&password={pin}&stream?{query}"
 username = "{user}"
 password = "file:{home}/camera"
 
@@ -93,7 +95,8 @@ tls = false
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A branch in whose every corner private things lie: text in rows and logs, names of files, secrets."""
     p = PLANTED
-    values = {"query": p["query"], "user": p["user"], "hook": p["hook secret"], "pattern": p["pattern"]}
+    values = {"query": p["query"], "path": p["path"], "pin": PIN, "user": p["user"], "hook": p["hook secret"]}
+    values["pattern"] = p["pattern"]
     (tmp_path / "agent.toml").write_text(SETTINGS.format(home=tmp_path, **values))
     for name, secret in (("password", "password"), ("camera", "password"), ("token", "token"), ("key.pem", "key")):
         (tmp_path / name).write_text(p[secret])
@@ -178,7 +181,7 @@ def test_nothing_private_is_in_a_report_wherever_it_was_planted(home, cache):
     assert ran.status == 0, ran.err
     packed = (home / "r.tar.gz").read_bytes()
     for name, text in files_in(packed).items():
-        assert private(text) == [], name
+        assert private(text) == [] and PIN not in text, name
     assert private(ran.out + ran.err) == []
     with tarfile.open(home / "r.tar.gz") as opened:
         assert all(entry.name.endswith((".txt", ".json", ".toml")) for entry in opened)
@@ -307,6 +310,30 @@ def test_masked_settings_hide_by_name_and_keep_the_rest(home):
     config = load(home / "agent.toml", AgentConfig, check_files=False)
     told = masked.settings(config)
     assert told["hooks"]["on_accepted"] == ["/usr/bin/post", "(2 arguments)"]
-    assert told["source"][1]["device"] == f"http://127.0.0.1:9/stream?{masked.HIDDEN}"
+    assert told["source"][1]["device"] == f"http://127.0.0.1:9/{masked.HIDDEN}"
     at_home = masked.settings(msgspec.structs.replace(config, state_dir="/home/zhang/state"))
     assert at_home["state_dir"] == f"/home/{masked.HIDDEN}/state"
+
+
+@pytest.mark.parametrize(
+    ("device", "shown"),
+    [
+        ("/dev/video0", "/dev/video0"),
+        ("rtsp://10.0.0.7:554/user=admin&password=X&channel=1", "rtsp://10.0.0.7:554/(hidden)"),
+        ("rtsp://[fe80::1]:554/a b", "rtsp://[fe80::1]:554/(hidden)"),
+        ("http://admin:X@camera?password=X", "http://camera/(hidden)"),
+        ("escl:https://10.0.0.8:443/", "escl:https://10.0.0.8:443"),
+        ("9://X", "(hidden)"),
+    ],
+)
+def test_of_an_address_host_and_port_are_left(device, shown):
+    assert masked.address(device) == shown
+
+
+def test_of_an_address_in_a_line_host_and_port_are_left():
+    clean = Scrub(("eye", "camera")).line
+    assert clean("eye: rtsp://10.0.0.7:554/user=admin&password=123456: no picture within 4 s; is it on?") == (
+        "eye: rtsp://10.0.0.7:554/… no picture within 4 s; is it on?"
+    )
+    assert clean("eye: http://camera:80: no picture") == "eye: http://camera:80: no picture"
+    assert clean("eye: http://123:456@camera: no picture") == "eye: http://camera: no picture"

@@ -13,7 +13,7 @@ from agent import __version__, durable
 from agent.check import doctor, together
 from agent.config import AgentConfig, load
 from agent.errors import ConfigError, InputError
-from agent.report import parts
+from agent.report import masked, parts
 from agent.report.parts import PARTS, Given
 from agent.report.scrub import Scrub
 
@@ -70,7 +70,7 @@ def _names(config: AgentConfig | None) -> tuple[str, ...]:
         return ()
     own = [config.device, config.state_dir, config.reader.bundle, config.mqtt.host if config.mqtt else ""]
     for source in config.source:
-        own += [source.name, getattr(source, "path", ""), getattr(source, "device", "").partition("?")[0]]
+        own += [source.name, getattr(source, "path", ""), masked.address(getattr(source, "device", ""))]
     return tuple(own)
 
 

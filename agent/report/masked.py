@@ -13,12 +13,13 @@ from agent.config import AgentConfig
 HIDDEN = "(hidden)"
 _HIDE = {"username", "pattern"}
 """Who somebody is at a broker or camera, and numbers of customers' forms. Where a password is stays: it is a path."""
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*://)(?:[^/?#]*@)?(\[[^\]/]*\]|[^/:?#@]*)(:\d+(?![^/?#]))?")
 _ASSIGNED = re.compile(r"\s*([A-Za-z0-9_.\-]+)\s*=\s*(.*)")
 _SECTION = re.compile(r"\s*(\[\[?[A-Za-z0-9_. \-]+\]\]?)\s*(#.*)?")
 
 
 def settings(config: AgentConfig) -> dict[str, Any]:
-    """Return settings as builtins: no user names, no arguments of hooks, no queries of addresses, nobody's home."""
+    """Return settings as builtins: no user names, no arguments of hooks, no paths of addresses, nobody's home."""
     told: dict[str, Any] = _masked(msgspec.to_builtins(config))
     return told
 
@@ -32,7 +33,18 @@ def _masked(value: Any, name: str = "") -> Any:
         return [_masked(item, name) for item in value]
     if name in _HIDE and value:
         return HIDDEN
-    return _home(re.sub(r"\?.*", f"?{HIDDEN}", value) if "://" in value else value) if isinstance(value, str) else value
+    return _home(address(value)) if isinstance(value, str) else value
+
+
+def address(device: str) -> str:
+    """Return of an address its scheme, host and port: cameras take passwords in paths, too. Others as they are."""
+    if "://" not in device:
+        return device
+    found = _ADDRESS.search(device)
+    if found is None:
+        return HIDDEN
+    more = device[found.end() :].strip("/")
+    return f"{device[: found.start()]}{found[1]}{found[2]}{found[3] or ''}{f'/{HIDDEN}' if more else ''}"
 
 
 def _home(path: str) -> str:

@@ -23,6 +23,8 @@ _MIXED = re.compile(
 )
 _NUMBER = re.compile(r"\d(?:[ \-]?\d){6,}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?Z?")
+# Of an address what is behind the host: a camera takes its password there, and that may be a short number.
+_ADDRESS = re.compile(r"(\w://)(?:[^\s/?#]*@)?([^\s/?#]+)([/?#]\S+)?")
 _KEY = re.compile(r"\bkey [0-9a-f]{12}\b")  # the beginning of a page's digest, by which rows are found
 _PLACE = re.compile(r'(\s*)File "([^"]*)", line (\d+)(, in (\w+|<\w+>))?')
 _FAULT = re.compile(r"^\s*([\w.]*(?:Error|Exception|Interrupt|Exit|Damaged)): .*")
@@ -55,6 +57,7 @@ class Scrub:
             return f'{found[1]}File "{_module(found[2])}", line {found[3]}{found[4] or ""}'
         if found := _FAULT.match(text):
             return f"{found[1]}: {GONE}"
+        text = _ADDRESS.sub(lambda hit: f"{hit[1]}{hit[2]}{f'/{GONE}' if hit[3] else ''}", text)
         kept: list[str] = []
         for pattern in (_TIME, _KEY):
             text = pattern.sub(lambda hit: _put(kept, hit[0]), text)
