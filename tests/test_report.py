@@ -43,6 +43,7 @@ PLANTED = {
     "pattern": "77889900",
     "serial": "C0FFEE4711",
 }
+USB = "usb 1-1: New USB device found, idVendor=046d, idProduct=082d, bcdDevice= 0.11"
 PIN = "987654"  # in an address; a number that short may stand elsewhere
 PIECES = {
     piece
@@ -153,6 +154,8 @@ def _programs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows.append("{ cut off")
     (home / "journal").write_text("\n".join(rows))
     kernel = [f"usb 1-1: SerialNumber: {PLANTED['serial']}", "mmc0: error -110", f"cron: {PLANTED['name']}"]
+    kernel += [f"usb 1-1: {word}: {PLANTED['name']}" for word in ("Product", "Manufacturer")]
+    kernel += [f"uvcvideo 1-1:1.0: Found UVC 1.00 device {PLANTED['name']} (046d:082d)", USB]
     (home / "kernel").write_text("\n".join((*kernel, "Out of memory: Killed process 812 (python)")))
     program = home / "bin/journalctl"
     program.parent.mkdir()
@@ -210,6 +213,7 @@ def test_what_helps_is_in_a_report(home, bundle_path, cache):
     assert 'File "agent/worker.py", line 220, in _take' in files["logs.txt"]
     assert "ValueError: …" in files["logs.txt"]
     assert "mmc0: error -110" in files["kernel.txt"] and "Killed process 812" in files["kernel.txt"]
+    assert USB in files["kernel.txt"] and "usb 1-1: Product: (hidden)" in files["kernel.txt"]
     for part in parts.PARTS:
         assert f"{part.name:<14} {part.about}" in ran.stderr.decode()  # standard output is the file's
 
@@ -225,6 +229,8 @@ def test_filter_keeps_what_the_program_says_and_takes_out_the_rest():
     for text in PLANTED.values():
         assert private(clean(f"the page {text} was refused")) == []
         assert clean(f"the page {text} was refused").startswith("the page …")
+    for kept in ("192.168.100.200:8883", "192.168.100.0/24", "5.15.0-1053.57", "3.10.12", "255.255.255.255, 10.0.0.1"):
+        assert clean(f"the broker, {kept}: right") == f"the broker, {kept}: right"
     assert clean("12345678") == "…" and clean("id A123456(7)") == "id …"
 
 
@@ -337,3 +343,15 @@ def test_of_an_address_in_a_line_host_and_port_are_left():
     )
     assert clean("eye: http://camera:80: no picture") == "eye: http://camera:80: no picture"
     assert clean("eye: http://123:456@camera: no picture") == "eye: http://camera: no picture"
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        *("6222.0210.0123.4567", "138/0013/8000", "13/05/1984", "13.05.1984", "1984-05-13", "030/123 45 67"),
+        *("01.23.45.67.89", "12.34.56 78 90", "123.456.789-09", "756.1234.5678.97", "12.345.678-5", "192.168.1.20.33"),
+        *("12.34.567-89012", "1.192.168.1.20", "4 192.168.1.20"),
+    ],
+)
+def test_number_goes_whatever_stands_between_its_digits(number):
+    assert plain().line(f"the page {number} was refused") == "the page … was refused"

@@ -41,7 +41,10 @@ _KERNEL = re.compile(
     r"|read-only|nvme|segfault|blocked for more|watchdog|uvcvideo",
     re.IGNORECASE,
 )
-_SERIAL = re.compile(r"(serial ?number|serial)(\W+)\S.*", re.IGNORECASE)
+# What a device says of itself is free text: its maker may have put a serial number or an owner there.
+_OWN_WORDS = re.compile(
+    r"(serial ?number\W+|serial\W+|\bproduct:\s*|\bmanufacturer:\s*|found uvc \S+ device )\S.*", re.IGNORECASE
+)
 
 
 class Given(msgspec.Struct, frozen=True):
@@ -181,9 +184,9 @@ def _units(given: Given) -> bytes:
 
 
 def _kernel(given: Given) -> bytes:
-    """Return what the kernel said of memory, heat, power, USB and disks; serial numbers of devices are taken out."""
+    """Return what the kernel said of memory, heat, power, USB and disks, without what devices say of themselves."""
     said = _said(("journalctl", "-k", "-b", "--no-pager", "-o", "short-iso", "-n", "20000")) or _said(("dmesg",))
-    rows = [_SERIAL.sub(r"\1\2(hidden)", row) for row in said.splitlines() if _KERNEL.search(row)]
+    rows = [_OWN_WORDS.sub(r"\1(hidden)", row) for row in said.splitlines() if _KERNEL.search(row)]
     return ("\n".join(rows[-LINES:] or ["nothing, or it may only be read as root"]) + "\n").encode()
 
 

@@ -21,7 +21,13 @@ _MIXED = re.compile(
     r"(?<!\w)(?!\d{2,5}x\d{2,5}\b)(?:(?=\d*[^\W\d])(?=(?:[^\W\d]*\d){6})|(?=(?:\d*[^\W\d_]){2})(?=(?:[^\W\d]*\d){4}))"
     r"\w+(?:\(\w\))?"
 )
-_NUMBER = re.compile(r"\d(?:[ \-]?\d){6,}")
+_NUMBER = re.compile(r"\d(?:[ \-./]?\d){7,}|\d(?:[ \-]?\d){6,}")
+_OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+# A whole IPv4 address or network, and a version: 5.15.0-1053.57. No part of a longer number.
+_DOTTED = re.compile(
+    rf"(?<![\w.\-/])(?<!\d )(?:{_OCTET}(?:\.{_OCTET}){{3}}(?:/\d\d?)?"
+    r"|\d{1,2}\.\d{1,2}\.\d{1,3}(?:-\d{1,4}(?:\.\d{1,3})?)?)(?!\w|[.\-/ ]\d)"
+)
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?Z?")
 # Of an address what is behind the host: a camera takes its password there, and that may be a short number.
 _ADDRESS = re.compile(r"(\w://)(?:[^\s/?#]*@)?([^\s/?#]+)([/?#]\S+)?")
@@ -59,7 +65,7 @@ class Scrub:
             return f"{found[1]}: {GONE}"
         text = _ADDRESS.sub(lambda hit: f"{hit[1]}{hit[2]}{f'/{GONE}' if hit[3] else ''}", text)
         kept: list[str] = []
-        for pattern in (_TIME, _KEY):
+        for pattern in (_TIME, _KEY, _DOTTED):
             text = pattern.sub(lambda hit: _put(kept, hit[0]), text)
         text = _QUOTED.sub(GONE, text)
         text = _MIXED.sub(GONE, text)
