@@ -317,7 +317,9 @@ def test_change_that_was_decided_is_made_without_the_stick(here, root, made):
     boxes.commit(here.box, apply.plan(here.box, here.medium(), apply.read(here.medium(), "", ME)))
     assert load(here.box.config, AgentConfig, check_files=False).device == "box-1"
     shutil.rmtree(here.stick)
-    assert search(here, root).startswith("branch-0042: applied")
+    said = search(here, root)
+    assert said.startswith("branch-0042: applied")
+    assert said.endswith(f"the medium is not found again; secrets may still be on it, in {COMMON}, box.key: see it")
     assert load(here.box.config, AgentConfig, check_files=False).device == "branch-0042"
     assert not here.box.pending.exists()
 
@@ -328,6 +330,24 @@ def test_stick_is_tidied_up_after_a_cut_when_it_is_still_the_same(here, root, ma
     search(here, root)
     assert {"box.key", COMMON} & set(here.on_it()) == set()
     assert note.APPLIED in here.on_it()
+
+
+def test_stick_that_appears_some_seconds_after_a_cut_is_tidied_up(here, root, made, monkeypatch):
+    here.put_all(WHOLE, made)
+    boxes.commit(here.box, apply.plan(here.box, here.medium(), apply.read(here.medium(), "", ME)))
+    mounted(root)
+    slept: list[float] = []
+
+    def appear(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            mounted(root, "/media/stick")
+
+    monkeypatch.setattr(apply.time, "sleep", appear)
+    said = apply.search(here.box, ME, 10.0, root)
+    assert "not found" not in said and len(slept) == 3
+    assert {"box.key", COMMON} & set(here.on_it()) == set()
+    assert not here.box.pending.exists()
 
 
 def test_damaged_journal_is_said_and_not_followed(here, root):

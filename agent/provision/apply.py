@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from pathlib import Path
 
 from agent import units
@@ -39,19 +41,26 @@ def search(box: Box, identity: Identity, wait_s: float, root: Path = Path("/")) 
     Raises:
         AgentError: what is wrong; it is on the medium too. Nothing has changed.
     """
-    with boxes.alone(box):
+    with boxes.alone(box), closing(_looks(root, wait_s)) as looks:
         if (change := boxes.pending(box)) is not None:
-            return _carry_out(box, change, identity, None, root)
+            return _carry_out(box, change, identity, looks)
         if reason := boxes.closed(box):
             return reason
-        end = time.monotonic() + wait_s
-        while True:
-            with media.found(root) as found:
-                if found:
-                    return _take(box, identity, found, root)
-            if time.monotonic() >= end:
-                return f"no {COMMON} on the boot partition or a stick"
-            time.sleep(1.0)
+        for found in looks:
+            if found:
+                return _take(box, identity, found)
+        return f"no {COMMON} on the boot partition or a stick"
+
+
+def _looks(root: Path, wait_s: float) -> Generator[list[Medium], None, None]:
+    """Yield the media that hold something for a box, each second anew until the time is over; at least once."""
+    end = time.monotonic() + wait_s
+    while True:
+        with media.found(root) as found:
+            yield found
+        if time.monotonic() >= end:
+            return
+        time.sleep(1.0)
 
 
 def given(box: Box, identity: Identity, path: Path) -> str:
@@ -68,11 +77,13 @@ def given(box: Box, identity: Identity, path: Path) -> str:
     Raises:
         AgentError: what is wrong. Nothing has changed.
     """
+    said = []
     with boxes.alone(box):
         if (change := boxes.pending(box)) is not None:
-            _carry_out(box, change, identity, None, Path("/"))
+            with closing(_looks(Path("/"), 0.0)) as looks:
+                said.append(_carry_out(box, change, identity, looks))
         with _opened(path) as (medium, names):
-            return _apply(box, identity, medium, read(medium, names, identity))
+            return "\n".join([*said, _apply(box, identity, medium, read(medium, names, identity))])
 
 
 def look(identity: Identity, path: Path) -> list[str]:
@@ -143,7 +154,7 @@ def _with_common(medium: Medium, own: str) -> tuple[str, ...]:
     return (own, *common) if own else common
 
 
-def _take(box: Box, identity: Identity, found: list[Medium], root: Path) -> str:
+def _take(box: Box, identity: Identity, found: list[Medium]) -> str:
     """Apply what is found, and say on the medium what came of it.
 
     Raises:
@@ -177,7 +188,7 @@ def _apply(box: Box, identity: Identity, medium: Medium, asked: Request) -> str:
         boxes.commit(box, change)
     except OSError as error:
         raise ProvisionError(f"{error.filename or box.home}: {error.strerror}; nothing was changed") from error
-    return _carry_out(box, change, identity, medium, Path("/"))
+    return _carry_out(box, change, identity, medium)
 
 
 def plan(box: Box, medium: Medium, asked: Request) -> Change:
@@ -217,8 +228,8 @@ def _pieces(box: Box, asked: Request) -> tuple[Piece, ...]:
     return (*pieces, Piece(str(box.config), 0o644, (_SETTINGS_HEAD + asked.settings).encode()))
 
 
-def _carry_out(box: Box, change: Change, identity: Identity, medium: Medium | None, root: Path) -> str:
-    """Do what was decided; without a medium the one that it came from is looked for.
+def _carry_out(box: Box, change: Change, identity: Identity, place: Medium | Iterable[list[Medium]]) -> str:
+    """Do what was decided; without its medium that is looked for among those that are found, look by look.
 
     Raises:
         ProvisionError: a step fails; the next call goes on.
@@ -226,7 +237,7 @@ def _carry_out(box: Box, change: Change, identity: Identity, medium: Medium | No
     try:
         boxes.make(box, change)
         _tell_systemd(box, change)
-        said = _tidy(change, identity, medium, root)
+        said = _tidy(change, identity, place)
         boxes.end(box)
     except OSError as error:
         raise ProvisionError(
@@ -236,19 +247,20 @@ def _carry_out(box: Box, change: Change, identity: Identity, medium: Medium | No
     return "\n".join([f"{change.record.device}: applied {change.record.source}{kept}", *said])
 
 
-def _tidy(change: Change, identity: Identity, medium: Medium | None, root: Path) -> list[str]:
+def _tidy(change: Change, identity: Identity, place: Medium | Iterable[list[Medium]]) -> list[str]:
     """Take this box's secrets from the medium and leave a report there; returns what is to be said here too."""
+    held = (*change.tidy.inline, *change.tidy.spent, *change.tidy.staying)
     if change.tidy.kind == "given":
-        held = (*change.tidy.inline, *change.tidy.spent, *change.tidy.staying)
         return [f"secrets are still in {', '.join(held)} where you had them"] if held else []
     settings = change.pieces[-1].content
-    if medium is not None:
-        return note.tidy(medium, identity, change.record, change.tidy, settings)
-    with media.found(root) as found:
+    if isinstance(place, Medium):
+        return note.tidy(place, identity, change.record, change.tidy, settings)
+    for found in place:  # after a cut a stick takes as long to appear as at any start
         for one in found:
             if request.mark(one.path, change.tidy.files[0]) == change.tidy.mark:
                 return note.tidy(one, identity, change.record, change.tidy, settings)
-    return []  # the stick has gone, or all was done
+    # It has gone, or all was done there before the cut.
+    return [f"the medium is not found again; secrets may still be on it, in {', '.join(held)}: see it"] if held else []
 
 
 def _needs_socket(config: AgentConfig) -> bool:
