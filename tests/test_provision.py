@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from agent import units
 from agent.config import AgentConfig, load
 from agent.errors import BusyError, ConfigError, InputError, ProvisionError
+from agent.install import places
 from agent.provision import apply, media, note
 from agent.provision import box as boxes
 from agent.provision.media import Medium
@@ -348,6 +350,10 @@ def test_stick_that_appears_some_seconds_after_a_cut_is_tidied_up(here, root, ma
     assert "not found" not in said and len(slept) == 3
     assert {"box.key", COMMON} & set(here.on_it()) == set()
     assert not here.box.pending.exists()
+
+
+def test_installer_knows_the_drop_ins_by_their_names():
+    assert (places.DROP_IN, places.KEYS_DROP_IN) == (units.NAME, apply.KEYS)
 
 
 def test_damaged_journal_is_said_and_not_followed(here, root):

@@ -23,6 +23,7 @@ STATE_DIR = Path("/var/lib/edge-ocr")
 CACHE_DIR = Path("/var/cache/edge-ocr")
 DROP_INS = Path("/etc/systemd/system")
 DROP_IN = "10-settings.conf"  # agent.units.NAME
+KEYS_DROP_IN = "20-keys.conf"  # agent.provision.apply.KEYS
 USER = "edge-ocr"
 NAME = "edge-ocr"
 TARGET = "edge-ocr.target"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.errors import InstallError
-from agent.install.places import DROP_IN, DROP_INS, RUN, SETTINGS, Manner
+from agent.install.places import DROP_IN, DROP_INS, KEYS_DROP_IN, RUN, SETTINGS, Manner
 from agent.install.system import run
 
 _KINDS = (".service", ".socket", ".target", ".path", ".timer")
@@ -112,7 +112,7 @@ def put(release: Path, manner: Manner) -> None:
 
 
 def remove(manner: Manner) -> None:
-    """Take all units of ours away, with what `edge-ocr units` has written."""
+    """Take all units of ours away, with what `edge-ocr units` has written; drop-ins for keys stay with the keys."""
     for unit in installed(manner):
         disable(unit)
         (manner.units / unit).unlink()
@@ -121,9 +121,24 @@ def remove(manner: Manner) -> None:
     for drop_in in DROP_INS.glob(f"edge-ocr*.d/{DROP_IN}"):
         drop_in.unlink()
         _remove_empty(drop_in.parent)
+    remove_keyless()
     if manner == RUN:  # what a package manager does not make
         _remove_empty(manner.units)
         _remove_empty(manner.units.parent)
+
+
+def remove_keyless() -> None:
+    """Take drop-ins away that name keys which are gone: a unit of the next installation would not start with them."""
+    for drop_in in DROP_INS.glob(f"edge-ocr*.d/{KEYS_DROP_IN}"):
+        if not _has_its_keys(drop_in):
+            drop_in.unlink()
+            _remove_empty(drop_in.parent)
+
+
+def _has_its_keys(drop_in: Path) -> bool:
+    lines = drop_in.read_text(encoding="utf-8", errors="replace").splitlines()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("LoadCredential="))
+    return all(os.path.exists(path) for path in named)
 
 
 def _remove_empty(folder: Path) -> None:

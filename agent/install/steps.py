@@ -150,7 +150,8 @@ def uninstall(say: Say, *, purge: bool) -> None:
         left += _purge()
     if left:
         raise InstallError(f"removed, but for {', '.join(left)}: remove that yourself")
-    say("removed, with settings and data" if purge else f"removed; {CONFIG_DIR} and {STATE_DIR} stay")
+    kept = f"{CONFIG_DIR} and {STATE_DIR} stay, and drop-ins that show its keys to a unit"
+    say("removed, with settings and data" if purge else f"removed; {kept}")
 
 
 def leave() -> None:
@@ -264,6 +265,8 @@ def _forget_settings(content: bytes) -> None:
 def _switch(release: Path, package: Package, before: Before, manner: Manner) -> None:
     if before.current is not None and releases.is_other(before.current, package):
         releases.point(PREVIOUS, before.current)
+    if before.current is None:
+        services.remove_keyless()  # of a box that was removed, and its keys after that
     releases.point(CURRENT, release)
     services.put(release, manner)
     _drop_ins(release)

@@ -81,9 +81,14 @@ def test_removed_debian_package_leaves_settings_and_data_and_purged_nothing(bare
     for package in debs[:2]:
         assert bare.run("dpkg", "-i", bare.put(package)).status == 0
     put_own(bare)
+    for unit, key in (("uplink", SETTINGS), ("worker", "/etc/edge-ocr/keys/gone")):
+        drop_in = bare.path(f"/etc/systemd/system/edge-ocr-{unit}.service.d/20-keys.conf")
+        drop_in.parent.mkdir(parents=True, exist_ok=True)
+        drop_in.write_text(f"[Service]\nLoadCredential=key:{key}\n")
     removed = bare.run("dpkg", "-r", "edge-ocr")
     assert (removed.status, "not empty" in removed.err) == (0, False), removed
-    assert bare.files() - before == {SETTINGS, "/var/lib/edge-ocr/inbox/page.txt"}
+    keys = "/etc/systemd/system/edge-ocr-uplink.service.d/20-keys.conf"
+    assert bare.files() - before == {SETTINGS, "/var/lib/edge-ocr/inbox/page.txt", keys}
     assert_kept(bare)
     bare.run("mount", "-t", "tmpfs", "tmpfs", "/var/lib/edge-ocr/inbox")
     refused = bare.run("dpkg", "-P", "edge-ocr")

@@ -29,6 +29,7 @@ from tests.system.installed import (
 from tests.system.root import Root
 
 UNIT = "/usr/local/lib/systemd/system/edge-ocr-worker.service"
+KEYS = "/etc/systemd/system/edge-ocr-uplink.service.d/20-keys.conf"
 MAIN = "venv/lib/python3.11/site-packages/agent/__main__.py"
 STEPS = "rename,renameat,renameat2,symlink,symlinkat,unlink,unlinkat,fsync,mkdir"
 
@@ -228,6 +229,24 @@ def test_uninstalling_leaves_settings_and_data_alone_and_purging_nothing(bare, f
     assert bare.files() == before
     assert not bare.path("/opt/edge-ocr").exists()
     assert "edge-ocr" not in bare.path("/etc/passwd").read_text() + bare.path("/etc/group").read_text()
+
+
+@pytest.mark.parametrize("gone", ["before", "after", ""])
+def test_drop_ins_for_keys_stay_as_long_as_the_keys(box, first, gone):
+    key, drop_in = box.path("/etc/edge-ocr/keys/password"), box.path(KEYS)
+    key.write_text("secret")
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    drop_in.write_text("[Service]\nLoadCredential=password:/etc/edge-ocr/keys/password\n")
+    if gone == "before":
+        key.unlink()
+    assert box.run("python3", INSTALL, "--uninstall").status == 0
+    assert drop_in.exists() == (gone != "before")
+    if gone == "after":
+        key.unlink()
+    assert box.run("sh", f"/root/{first.name}").status == 0
+    assert drop_in.exists() == (not gone)
+    assert box.run("python3", INSTALL, "--purge").status == 0
+    assert not drop_in.parent.exists()
 
 
 @pytest.mark.parametrize("place", ["/var/lib/edge-ocr/inbox", "/etc/edge-ocr"])
