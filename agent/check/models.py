@@ -25,7 +25,8 @@ def look(subject: Subject) -> Iterator[Finding]:
     """Load the models and have them read a page."""
     if subject.runs("worker") and (free := free_mb(subject.root)) < BESIDE_MB:
         said = f"not tried: a worker runs, and {free} MB of memory are free"
-        yield Finding("warn", "models", said, "`systemctl stop edge-ocr-worker`, check again, and start it")
+        advice = "`systemctl stop edge-ocr.socket edge-ocr-worker`, check again, `systemctl start edge-ocr.target`"
+        yield Finding("warn", "models", said, advice)
         return
     with _start(subject) as process:
         timer = threading.Timer(LIMIT_S, _end, (process,))

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.command import ROOT, Ran
+from tests.docs import text_of
 from tests.system import machine
 from tests.system.branch import until
 from tests.system.machine import Machine
@@ -188,6 +189,32 @@ def test_page_comes_through_the_passed_socket_into_the_worker_without_network(bo
 def edge_ocr(box: Machine, *words: str) -> Ran:
     """Run a command as root in the machine, as its administrator does."""
     return box.run("env", "LD_LIBRARY_PATH=/opt/edge-ocr/python/lib", "/opt/edge-ocr/current/venv/bin/edge-ocr", *words)
+
+
+def test_pausing_as_the_document_says_lasts_through_an_upload(box):
+    pausing = text_of("docs/OPERATIONS.md").partition("\n## Pausing\n")[2].partition("\n## ")[0]
+    stop, start = (line.split() for line in pausing.splitlines() if line.startswith("systemctl "))
+    assert box.run(*stop, timeout_s=150).status == 0
+    assert "ConnectionRefusedError" in box.inside(UPLINK, SEND).err
+    time.sleep(1)
+    assert [active(box, unit) for unit in (WORKER, SOCKET, UPLINK)] == [False, False, True]
+    assert box.run(*start).status == 0
+    assert until(lambda: active(box, WORKER) and active(box, SOCKET), 60) < 60
+    assert box.inside(UPLINK, SEND).out.startswith("HTTP/1.1 200")
+
+
+def test_pausing_leaves_a_socket_closed_that_is_not_enabled(box):
+    box.run("systemctl", "disable", "--now", SOCKET)
+    try:
+        assert box.run("systemctl", "stop", SOCKET, WORKER, timeout_s=150).status == 0
+        assert box.run("systemctl", "start", TARGET).status == 0
+        assert until(lambda: box.show(WORKER, "ActiveState") in ("active", "failed"), 60) < 60
+        assert not active(box, SOCKET)
+    finally:
+        box.run("systemctl", "enable", SOCKET)
+        box.run("systemctl", "stop", WORKER)
+        box.run("systemctl", "start", TARGET)
+    assert until(lambda: active(box, WORKER) and active(box, SOCKET), 60) < 60
 
 
 def test_check_as_root_sees_units_keys_and_rights_and_disturbs_nothing(box):
