@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.command import ROOT, Ran
-from tests.docs import text_of
+from tests.docs import inline, text_of
 from tests.system import machine
 from tests.system.branch import until
 from tests.system.machine import Machine
@@ -189,6 +189,14 @@ def test_page_comes_through_the_passed_socket_into_the_worker_without_network(bo
 def edge_ocr(box: Machine, *words: str) -> Ran:
     """Run a command as root in the machine, as its administrator does."""
     return box.run("env", "LD_LIBRARY_PATH=/opt/edge-ocr/python/lib", "/opt/edge-ocr/current/venv/bin/edge-ocr", *words)
+
+
+def test_exposure_is_told_of_the_loaded_unit_where_systemd_is_too_old_for_files(box):
+    assert "need systemd 250" in text_of("docs/SECURITY.md")
+    (command,) = inline("docs/SECURITY.md", "systemd-analyze security")
+    said = box.run(*command.split()).out
+    assert said.rstrip().splitlines()[-1].lstrip("→ ").startswith(f"Overall exposure level for {WORKER}: 0."), said
+    assert "--offline" not in command and "--threshold" not in command
 
 
 def test_pausing_as_the_document_says_lasts_through_an_upload(box):
