@@ -651,12 +651,12 @@ def occupy(path: Path) -> Path:
     return hog
 
 
-@pytest.mark.parametrize("name", [f"outbox.probe-{os.getpid()}", "outbox.new"])
+@pytest.mark.parametrize("name", ["outbox.probe-{}", "outbox.new"])
 def test_link_in_the_place_of_a_probe_or_the_ballast_is_not_followed(tmp_path, name):
     precious, state = tmp_path / "precious", tmp_path / "state"
     precious.write_text("kept")
     state.mkdir()
-    (state / name).symlink_to(precious)
+    (state / name.format(os.getpid())).symlink_to(precious)
     assert disk.trouble(state, state / "outbox.db") == ""
     disk.Ballast(state / "outbox.ballast", 4096, 0).keep()
     assert precious.read_text() == "kept"
