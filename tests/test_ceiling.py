@@ -66,12 +66,13 @@ def test_reading_is_of_this_process_and_its_peak_begins_anew(ceiling):
     first = ceiling.read()
     size = len(taken)
     del taken
-    second = ceiling.read()
+    second = ceiling.read()  # its peak is that of the moment after the first
+    third = ceiling.read()
     assert first.peak_mb >= first.resident_mb >= size / MB
-    assert second.peak_mb < first.peak_mb
-    assert ceiling.most_mb == first.peak_mb
+    assert third.peak_mb < first.peak_mb - 32
+    assert ceiling.most_mb == max(first.peak_mb, second.peak_mb)
     clear_peak()
-    assert peak_mb() <= first.peak_mb
+    assert peak_mb() < first.peak_mb - 32
 
 
 def test_kernel_refuses_what_is_far_above_the_limit():
