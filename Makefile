@@ -46,12 +46,12 @@ test: ## set up, lint, check types, run the tests
 	@test -e $(BUNDLE)/bundle.toml || $(CONVERT)
 	@for target in portable paddle; do test -e models/build/ppocr-v4-$$target-fp32/bundle.toml || \
 		.venv/bin/edge-ocr convert $(RECIPE) --target $$target --no-measure || exit 1; done
-	.venv/bin/python -m pytest -q -n 2 --dist loadfile -m 'not arm64' </dev/null
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not arm64' </dev/null
 
 test-offline: ## the tests but those below tests/system, once more where there is no network but loopback
 	@sh scripts/setup.sh agent $(GROUPS)
 	unshare $$([ "$$(id -u)" = 0 ] || echo --map-root-user) --net sh -c 'ip link set lo up && exec \
-		.venv/bin/python -m pytest -q -n 2 --dist loadfile -m "not system and not arm64"' </dev/null
+		.venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not system and not arm64"' </dev/null
 
 test-arm64: ## install, read, and build the image on a bare arm64 Debian 12, emulated; root only; LITE_LIB=ARCHIVE
 	@sh scripts/setup.sh agent $(GROUPS)

@@ -18,9 +18,13 @@ os.environ["EDGE_OCR_LITE"] = "off"
 
 BUILD = Path(__file__).parent.parent / "models" / "build"
 LONGEST = (
-    "test_torture.py",
+    "test_endurance.py",
+    "test_compression.py",
     "test_packages.py",
+    "test_torture.py",
+    "test_one_cycle.py",
     "test_installer.py",
+    "test_outbox_syscalls.py",
     "test_debian_package.py",
     "test_uplink_faults.py",
     "test_provision.py",
