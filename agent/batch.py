@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from agent.documents.document import Document, load_page, look_into
-from agent.errors import AgentError, ExitCode, FrameError, InputError
+from agent.errors import AgentError, ExitCode, FrameError, InputError, readable
 from agent.header import printable
 from agent.image import load_frame
 from agent.overlay import write_overlay
@@ -125,7 +125,7 @@ def _read_one(reader: Reader, given: _Page, drawing: Path | None) -> tuple[PageR
 
 
 def _failed(path: Path, error: FrameError | InputError, seconds: float) -> PageResult:
-    message = str(error).encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
+    message = readable(str(error)).replace("\n", "\\n")
     return PageResult(printable(path), 0, 0, seconds=round(seconds, 4), error=message, reason=error.reason)
 
 

@@ -31,7 +31,7 @@ def put(path: Path, content: bytes, mode: int = 0o644) -> None:
     """
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
-    with _written(fresh, path, mode) as file:
+    with written(fresh, path, mode) as file:
         file.write(content)
 
 
@@ -46,16 +46,28 @@ def exported(path: Path) -> Iterator[IO[bytes]]:
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "is no file", str(path))
-    with _written(path.with_name(f".{path.name}.{os.urandom(8).hex()}"), path, 0o600) as file:
+    with written(path.with_name(f".{path.name}.{os.urandom(8).hex()}"), path, 0o600) as file:
         yield file
 
 
 @contextmanager
-def _written(fresh: Path, path: Path, mode: int) -> Iterator[IO[bytes]]:
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+def written(fresh: Path, path: Path, mode: int | None = None) -> Iterator[IO[bytes]]:
+    """Give a file to write that is there whole and for good when the block ends, or not at all.
+
+    Args:
+        fresh: its name until then, beside the other; nothing has it.
+        path: its name.
+        mode: its permissions, whatever the umask is; None leaves them to it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(fresh, flags, 0o666 if mode is None else mode)
     try:
         with open(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)  # whatever the umask is
+            if mode is not None:
+                os.fchmod(descriptor, mode)
             yield file
             file.flush()
             os.fsync(descriptor)

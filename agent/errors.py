@@ -114,3 +114,8 @@ class ConversionError(AgentError):
     """A model cannot be converted; the message names the operator, shape or file."""
 
     code = ExitCode.DATA
+
+
+def readable(text: str) -> str:
+    """Return text as valid Unicode, which JSON and SQLite take: bytes of a file's name that are no UTF-8 as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -17,6 +17,7 @@ import msgspec
 
 from agent.clock import Clock
 from agent.config import HooksConfig
+from agent.errors import readable
 
 _log = logging.getLogger(__name__)
 
@@ -86,9 +87,8 @@ class Hooks:
     def failed(self, page: FailedPage) -> None:
         """Have a page told that was refused."""
         if self._config.on_failed:
-            # The path of a file whose name is no UTF-8 is in it.
-            said = page.error.encode("utf-8", "backslashreplace").decode()
-            self._add("failed", self._config.on_failed, msgspec.json.encode(msgspec.structs.replace(page, error=said)))
+            told = msgspec.structs.replace(page, error=readable(page.error))  # a file's path is in it
+            self._add("failed", self._config.on_failed, msgspec.json.encode(told))
 
     def _add(self, event: str, command: tuple[str, ...], said: bytes) -> None:
         if not command:

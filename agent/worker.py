@@ -264,13 +264,12 @@ class Worker:
     def _refuse(self, source: Source, capture: Capture, error: FrameError | InputError) -> None:
         if capture.keep:
             self._outbox.fail(capture.key, error.reason)
+            said = (capture.key, capture.source, capture.name, error.reason, str(error), capture.page, capture.pages)
+            self._hooks.failed(FailedPage(*said))
         else:
             self._outbox.forget(capture.key)
         self._logbook.note(failed=self.state.failed + 1)
         _log.warning("%s: refused (%s), key %s", capture.source, error.reason, capture.key[:12])
-        if capture.keep:
-            said = (capture.key, capture.source, capture.name, error.reason, str(error), capture.page, capture.pages)
-            self._hooks.failed(FailedPage(*said))
         self._put_away(source, capture, error)
 
     def _put_away(self, source: Source, capture: Capture, error: FrameError | InputError | None) -> None:
@@ -388,6 +387,11 @@ def _within(config: AgentConfig, limit_mb: int) -> AgentConfig:
     return msgspec.structs.replace(config, memory=msgspec.structs.replace(config.memory, limit_mb=limit_mb))
 
 
+def _on_end(handler: Callable[..., object] | signal.Handlers) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
 def run(
     config: AgentConfig,
     reader: Callable[[AgentConfig], tuple[PageReader, str]] | None = None,
@@ -408,8 +412,7 @@ def run(
     sources = open_sources(config, clock, notifier.progress)
     config = _within(config, allowed_mb(config.memory.limit_mb) - sum(source.needs_mb() for source in sources))
     worker = Worker(config, outbox, sources, partial(reader, config), clock, notifier)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: worker.stop())
+    _on_end(lambda *_: worker.stop())
     again = False
     try:
         worker.start()
@@ -419,9 +422,10 @@ def run(
         worker.close()
         outbox.close()
         lock.close()
-    for number in (signal.SIGTERM, signal.SIGINT) if again else ():
-        signal.signal(number, signal.SIG_DFL)  # all is closed: what comes from here on ends it at once
-    if again and not worker.is_stopping:
+    if not again:
+        return
+    _on_end(signal.SIG_DFL)  # all is closed: what comes from here on ends it at once
+    if not worker.is_stopping:
         # The same process to whoever started it: neither systemd nor a supervisor has anything to do. The watchdog goes
         # on while the models are loaded.
         notify.keep_passed_sockets()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import struct
@@ -272,3 +273,14 @@ def _write(directory: Path, name: str, file: str, write: Writer, expect: Expecta
 def remove(directory: Path) -> None:
     """Remove what write_all wrote; links are not followed and the FIFO is not opened."""
     shutil.rmtree(directory, ignore_errors=True)
+
+
+class Counted(io.BytesIO):
+    """A file in memory that knows how much of it was read."""
+
+    taken = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.taken += len(data)
+        return data

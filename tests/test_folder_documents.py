@@ -312,11 +312,16 @@ def test_document_that_is_written_to_between_pages_is_offered_anew(rig):
     assert captures[0].key != first.key
 
 
-def test_folder_that_goes_away_and_comes_back_goes_on_with_the_next_page(rig, tmp_path):
+def with_one_page_read(rig: DocumentRig) -> FolderSource:
     source = rig.open()
     rig.put(1, pages=3)
     rig.settle()
     source.done(source.poll())
+    return source
+
+
+def test_folder_that_goes_away_and_comes_back_goes_on_with_the_next_page(rig, tmp_path):
+    source = with_one_page_read(rig)
     rig.path.rename(tmp_path / "away")
     rig.clock.wait(POLL_S)
     assert source.poll() is None and source.trouble()
@@ -329,10 +334,7 @@ def test_folder_that_goes_away_and_comes_back_goes_on_with_the_next_page(rig, tm
 
 def test_folder_that_is_away_between_two_pages_is_waited_for_and_found(rig, tmp_path):
     """Looked for again and again, however often somebody polls: each look that fails must not put the next one off."""
-    source = rig.open()
-    rig.put(1, pages=3)
-    rig.settle()
-    source.done(source.poll())
+    source = with_one_page_read(rig)
     rig.path.rename(tmp_path / "away")
     rig.path.write_text("no folder, and none can be made here")
     rig.clock.wait(POLL_S)  # it is listed then

@@ -24,17 +24,6 @@ from tests.command import run_python
 NAME = Path("page.x")
 
 
-class Counted(io.BytesIO):
-    """A file in memory that knows how much of it was read."""
-
-    taken = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        self.taken += len(data)
-        return data
-
-
 def parse(data: bytes) -> Header:
     return parse_header(io.BytesIO(data), NAME)
 
@@ -260,7 +249,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_header_makes_the_search_endless(name):
-    handle = Counted(HOSTILE[name])
+    handle = bad.Counted(HOSTILE[name])
     try:
         parse_header(handle, NAME)
     except FrameError as error:
@@ -270,7 +259,7 @@ def test_no_header_makes_the_search_endless(name):
 
 @given(st.sampled_from([b"", *(data[:12] for data in real_files().values())]), st.binary(max_size=400))
 def test_random_bytes_give_a_header_or_a_refusal(start, rest):
-    handle = Counted(start + rest)
+    handle = bad.Counted(start + rest)
     try:
         header = parse_header(handle, NAME)
     except FrameError:
@@ -285,7 +274,7 @@ def test_mutated_headers_give_a_header_or_a_refusal(name, data):
     spots = data.draw(st.lists(st.tuples(near, st.integers(0, 255)), min_size=1, max_size=12))
     for at, value in spots:
         content[at] = value
-    handle = Counted(content[: data.draw(st.integers(0, len(content)))])
+    handle = bad.Counted(content[: data.draw(st.integers(0, len(content)))])
     try:
         header = parse_header(handle, NAME)
     except FrameError:
@@ -298,7 +287,7 @@ def test_mutated_headers_give_a_header_or_a_refusal(name, data):
 @given(st.integers(0, 7), st.binary(max_size=64))
 @example(0, b"")
 def test_growing_pixels_are_never_read(scale, junk):
-    handle = Counted(bad.png_header(100, 100) + bad.png_chunk(b"IDAT", junk * 10_000 * scale))
+    handle = bad.Counted(bad.png_header(100, 100) + bad.png_chunk(b"IDAT", junk * 10_000 * scale))
     parse_header(handle, NAME)
     assert handle.taken < 100
 
@@ -439,7 +428,7 @@ def test_question_for_the_end_never_fails(end, draw):
     data = bytearray(saved(end[0], **end[1]))
     for _ in range(draw.draw(st.integers(1, 5))):
         data[draw.draw(st.integers(0, min(len(data), 400) - 1))] = draw.draw(st.integers(0, 255))
-    handle = Counted(bytes(data))
+    handle = bad.Counted(bytes(data))
     try:
         header = parse_header(handle, NAME)
     except FrameError:

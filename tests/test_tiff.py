@@ -10,6 +10,7 @@ import pytest
 
 from agent import header, tiff
 from agent.errors import FrameError
+from tests import bad_inputs as bad
 from tests import bombs
 
 NAME = Path("page.tif")
@@ -17,17 +18,6 @@ STARTS, LENGTHS = 273, 279
 LIST_AT = 65_536
 
 Entry = tuple[int, int, int, int]
-
-
-class Counted(io.BytesIO):
-    """A file in memory that knows how much of it was read."""
-
-    taken = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        self.taken += len(data)
-        return data
 
 
 def chained(*directories: list[Entry]) -> bytes:
@@ -47,10 +37,10 @@ def test_directories_over_one_another_are_no_endless_walk():
     data = bombs.tiff_chain()
     assert len(data) < 100_000
     most = 12 * (tiff.MAX_ALL_ENTRIES + tiff.MAX_ENTRIES) + 6 * tiff.MAX_DIRECTORIES
-    handle = Counted(data)
+    handle = bad.Counted(data)
     assert not header.is_complete(handle, header.parse_header(handle, NAME))
     assert handle.taken < most
-    handle = Counted(data)
+    handle = bad.Counted(data)
     with pytest.raises(FrameError) as caught:
         header.tiff_parts(handle, NAME, 200)
     assert caught.value.reason == "truncated"
@@ -66,14 +56,14 @@ def test_as_many_directories_as_are_looked_at_may_have_the_entries_of_a_page():
 
 @pytest.mark.parametrize("tag", [STARTS, LENGTHS])
 def test_list_that_every_directory_names_is_not_read_for_each(tag):
-    handle = Counted(chained(*[[(tag, 4, tiff.MAX_STRIPS, LIST_AT)] for _ in range(300)]))
+    handle = bad.Counted(chained(*[[(tag, 4, tiff.MAX_STRIPS, LIST_AT)] for _ in range(300)]))
     assert tiff.ends_within(handle, 1 << 30)
     assert handle.taken < 8 * tiff.MAX_STRIPS
 
 
 @pytest.mark.parametrize("tag", [STARTS, LENGTHS])
 def test_list_that_a_directory_names_many_times_is_read_once(tag):
-    handle = Counted(chained([(tag, 4, tiff.MAX_STRIPS, LIST_AT)] * 4000))
+    handle = bad.Counted(chained([(tag, 4, tiff.MAX_STRIPS, LIST_AT)] * 4000))
     assert tiff.ends_within(handle, 1 << 30)
     assert tiff.stored_bytes(handle, 8) == 0
     assert handle.taken < 12 * tiff.MAX_STRIPS

@@ -106,10 +106,9 @@ def _try_folder(path: Path) -> None:
         next(entries, None)
     first = path / f"{_TRIAL}-{os.urandom(8).hex()}"
     second = first.with_name(f"{first.name}.renamed")
-    # A new file in any case: this may be root, in a folder where somebody else lays links.
-    descriptor = os.open(first, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    file = first.open("xb")  # follows no link: this may be root, in a folder where others lay some
     try:
-        with open(descriptor, "wb") as file:
+        with file:
             file.write(b"edge-ocr check\n")
         first.rename(second)
     finally:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from agent.clock import Clock
 from agent.config import OutboxConfig
-from agent.errors import FrameError, InputError, OutboxError
+from agent.errors import FrameError, InputError, OutboxError, readable
 from agent.outbox import backlog, disk, life, notes, retention, schema, verdicts
 from agent.outbox.database import Database
 from agent.outbox.life import Life
@@ -194,7 +194,7 @@ class Outbox:
 
     def fail(self, key: str, reason: str) -> None:
         """Note that a page is refused for good, and why in one word."""
-        self._judge(key, status=verdicts.FAILED, reason=verdicts.text(reason))
+        self._judge(key, status=verdicts.FAILED, reason=readable(reason))
         self._begun.discard(key)
 
     def forget(self, key: str) -> None:
@@ -204,7 +204,7 @@ class Outbox:
 
     def place(self, keys: tuple[str, ...], path: str) -> None:
         """Note where the file of pages lies now; they must have begun."""
-        place = verdicts.text(path)
+        place = readable(path)
 
         def write(connection: sqlite3.Connection) -> None:
             for key in keys:

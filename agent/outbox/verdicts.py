@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
+from agent.errors import readable
 from agent.outbox.life import Life
 from agent.outbox.rows import VERDICTS, Intake
 from agent.outbox.schema import INTAKE, Value
@@ -61,7 +62,7 @@ def begin(connection: sqlite3.Connection, key: str, moment: Life, *, source: str
     """
     known = find(connection, key)
     attempts = max(1, (known.attempts if known else 0) + (not again))
-    judge(connection, key, moment, source=text(source), name=text(name), status=READING, attempts=attempts)
+    judge(connection, key, moment, source=readable(source), name=readable(name), status=READING, attempts=attempts)
     return attempts
 
 
@@ -70,8 +71,3 @@ def _row(connection: sqlite3.Connection, key: str) -> dict[str, Any] | None:
     if row is None or INTAKE.seal(0, row[:-1]) != row[-1]:
         return None
     return dict(zip(INTAKE.sealed, row, strict=False))
-
-
-def text(name: str) -> str:
-    """Return a name from outside as text that SQLite takes; file names may hold bytes that are no text."""
-    return name.encode("utf-8", "backslashreplace").decode()

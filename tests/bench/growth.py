@@ -1,10 +1,11 @@
 """Looks where a worker's memory grows: `python -m tests.bench.growth [--kinds page,crop] [--stub] [--keep-freed]`.
 
 The product's own loop, folder source, outbox and models in one process; another one puts files into the folder. One
-JSON row after each so many pages: what is resident of glibc's heap, of other memory without a file (Python's small
-objects among it) and of files, in kB of 1,024 bytes, the blocks that Python's small objects have, and what the heap
-has given out. With `--stub` 60 lines of drawn characters stand in for the models; with `--keep-freed` Python keeps its
-stock of freed tuples. The last row is the growth per page over the second half.
+JSON row after each so many pages: the microseconds that a full collection takes; what is resident of glibc's heap, of
+other memory without a file (Python's small objects among it) and of files, in kB of 1,024 bytes; the blocks that
+Python's small objects have, and what the heap has given out. With `--stub` 60 lines of drawn characters stand in for
+the models; with `--keep-freed` Python keeps its stock of freed tuples. The last row is the growth per page over the
+second half.
 """
 
 from __future__ import annotations
@@ -92,8 +93,10 @@ def resident_kb() -> dict[str, int]:
 
 
 def sample(libc: ctypes.CDLL, pages: int) -> dict[str, int]:
-    row = {"pages": pages, **resident_kb(), "python_blocks": sys.getallocatedblocks()}
-    return {**row, "heap_given_kb": libc.mallinfo2().given_bytes >> 10}
+    began = time.perf_counter()
+    memory.collect()
+    row = {"pages": pages, "collect_us": round(1e6 * (time.perf_counter() - began)), **resident_kb()}
+    return {**row, "python_blocks": sys.getallocatedblocks(), "heap_given_kb": libc.mallinfo2().given_bytes >> 10}
 
 
 def feed(inbox: Path, data: Path | None, kinds: tuple[str, ...]) -> None:
@@ -161,7 +164,11 @@ def main() -> None:
             rows = grow(home, given.pages, given.every, stub=given.stub)
     first, last = rows[len(rows) // 2 - 1], rows[-1]
     count = last["pages"] - first["pages"]
-    grown = {f"{name}_per_page": round((last[name] - first[name]) / count, 2) for name in first if name != "pages"}
+    grown = {
+        f"{name}_per_page": round((last[name] - first[name]) / count, 2)
+        for name in first
+        if name not in ("pages", "collect_us")
+    }
     print(json.dumps(grown))
 
 

@@ -22,7 +22,7 @@ import cv2
 import msgspec
 import numpy as np
 
-from agent.durable import synchronize
+from agent.durable import written
 from agent.errors import InputError
 from agent.sources.camera.feed import Feed, Picture
 from agent.sources.camera.gate import Gate, Grey, Measures
@@ -82,6 +82,7 @@ class Eye:
         self._gate = Gate(task.limits, self._memory.load(), thorough=not task.spool)
         self._glance = Glance(state="opening", at=time.monotonic())
         self._sent_at = self._write_at = float("-inf")
+        self._unwritten = ""  # why a page could not be taken
         self._sums: deque[int] = deque(maxlen=REMEMBERED)
         self._shot = task.shot
 
@@ -135,7 +136,7 @@ class Eye:
             self._gate.take(grey)
             return "ready", ""
         if time.monotonic() < self._write_at:
-            return self._glance.state, self._glance.said
+            return "unwritable", self._unwritten
         spool = Path(self._task.spool)
         try:
             if sum(not name.startswith(".") for name in os.listdir(spool)) >= MAX_WAITING + len(("done", "failed")):
@@ -143,7 +144,8 @@ class Eye:
             write_png(_free_name(spool), part, time.time())
         except OSError as error:
             self._write_at = time.monotonic() + RETRY_S
-            return "unwritable", f"{spool}: {error.strerror}: a page cannot be taken"
+            self._unwritten = f"{spool}: {error.strerror}: a page cannot be taken"
+            return "unwritable", self._unwritten
         self._memory.save(self._gate.take(grey))
         self._glance = msgspec.structs.replace(self._glance, taken=self._glance.taken + 1)
         return "known", ""
@@ -185,18 +187,11 @@ def write_png(path: Path, picture: Picture, taken_at: float) -> None:
     if not done:
         raise OSError(0, "the picture cannot be encoded")
     fresh = path.with_name(f".{path.name}{PART}")
-    try:
-        with fresh.open("wb") as file:
-            file.write(data.data)
-            file.flush()
-            os.utime(file.fileno(), (taken_at, taken_at))
-            os.fsync(file.fileno())
-        fresh.rename(path)
-    except OSError:
-        with suppress(OSError):
-            fresh.unlink()
-        raise
-    synchronize(path.parent)
+    fresh.unlink(missing_ok=True)
+    with written(fresh, path) as file:
+        file.write(data.data)
+        file.flush()  # what is written later would make it younger
+        os.utime(file.fileno(), (taken_at, taken_at))
 
 
 def _free_name(spool: Path) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from agent.clock import Clock
 from agent.documents.document import is_complete, look_into
-from agent.errors import AgentError, ConfigError, FrameError, InputError
+from agent.errors import AgentError, ConfigError, FrameError, InputError, readable
 from agent.header import MAX_FILE_BYTES, printable
 from agent.page import PageResult
 from agent.source_config import DocumentsConfig, FolderConfig
@@ -341,7 +341,7 @@ class FolderSource:
     def _put_away(self, waiting: Waiting, capture: FolderCapture, error: FrameError | InputError | None) -> str:
         if error is not None:
             note = reason_of(error).replace(str(capture.path), capture.name)
-            line = note.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n") + "\n"
+            line = readable(note).replace("\n", "\\n") + "\n"
             return self._tree.put_away(waiting.claim, waiting.name, FAILED, line)
         if self._config.when_done == "keep":
             return self._tree.put_away(waiting.claim, waiting.name, DONE)
